@@ -1,0 +1,80 @@
+# Everything from a fresh checkout: needs make and Python 3.11 or newer, nothing else.
+# `make PYTHON=/path/to/python3 …` chooses the interpreter.
+
+VENV := .venv
+BIN := $(VENV)/bin
+NEWEST := $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$p" && break; done)
+PYTHON ?= $(NEWEST)
+PYTEST_ARGS ?=
+
+# The versions hold for what builds the package, too: older releases of pip read the first, newer the second.
+PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format loadtest bench docs clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/.core ## three backends, the health daemon and the balancer; Ctrl-C ends them
+	@exec $(BIN)/lb demo
+
+test: $(VENV)/.dev ## all tests
+	@exec $(BIN)/pytest -n auto --dist loadgroup $(PYTEST_ARGS)
+
+check: $(VENV)/.dev $(VENV)/.loadtest ## format, lint, types, then all tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	@$(MAKE) --no-print-directory test
+
+format: $(VENV)/.dev ## rewrite the sources in the one format
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+loadtest: $(VENV)/.loadtest ## Locust with 200 users against the whole system
+	@exec $(BIN)/python -m loadtest
+
+bench: $(VENV)/.bench ## side by side with nginx, HAProxy, Envoy and Caddy (needs wrk)
+	@exec $(BIN)/python -m loadtest.bench
+
+docs: $(VENV)/.core ## the pages that are made from the code
+	$(BIN)/python -m lb.config_table > docs/settings.md
+
+clean: ## remove all that make has made
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis loadtest/out
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One environment; each stamp says that what one extra needs is in it.
+$(VENV)/.core: INSTALL := -e .
+$(VENV)/.dev: INSTALL := -e '.[dev]'
+$(VENV)/.loadtest: INSTALL := -e '.[loadtest]'
+$(VENV)/.bench: INSTALL := -e '.[bench]'
+
+$(VENV)/.core $(VENV)/.dev $(VENV)/.loadtest $(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/.python
+	@echo "installing what is needed into $(VENV) ($(@F:.%=%))" >&2
+	@$(PIP) $(INSTALL) || { command -v "$${CC:-cc}" >/dev/null \
+		|| echo "gunicorn_h1c is compiled here: that takes a C compiler and Python's headers (Debian: apt-get install gcc python3-dev)" >&2; \
+		exit 1; }
+	@touch $@
+
+$(VENV)/.python:
+	@if ! "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+		echo "lb needs Python 3.11 or newer; found $$( ("$(or $(PYTHON),python3)" --version) 2>/dev/null || echo none)." >&2; \
+		echo "Install one, or name it: make PYTHON=/path/to/python3" >&2; \
+		exit 1; \
+	fi
+	@rm -rf $(VENV)
+	@if "$(PYTHON)" -c 'import ensurepip' 2>/dev/null; then \
+		"$(PYTHON)" -m venv $(VENV); \
+	elif "$(PYTHON)" -m pip --version >/dev/null 2>&1; then \
+		"$(PYTHON)" -m venv --without-pip $(VENV) \
+		&& "$(PYTHON)" -m pip --python $(BIN)/python install --quiet --disable-pip-version-check pip; \
+	else \
+		echo "$(PYTHON) cannot make virtual environments: it has neither ensurepip nor pip." >&2; \
+		echo "On Debian and Ubuntu: apt-get install python3-venv" >&2; \
+		exit 1; \
+	fi
+	@touch $@
