@@ -1,0 +1,187 @@
+"""Everything that can go wrong, in one tree; each leaf knows its answer.
+
+    LbError
+    ├── ConfigError            a setting cannot be used (file, line, key and mend)
+    ├── StoreError             the shared state
+    │   ├── StoreUnavailable   not reachable, timed out, refused
+    │   └── StoreConflict      another writer was first
+    └── ProxyError             a request could not be served
+        ├── ClientError        source "downstream": the client's message or its absence
+        │   ├── BadRequest, HeaderTooLarge, BodyTooLarge, UriTooLong, NotImplementedCoding
+        │   └── ClientGone     the client went away: nobody is there to answer
+        ├── UpstreamError      source "upstream": a backend
+        │   ├── ConnectFailed, ConnectTimeout      nothing was sent
+        │   ├── UpstreamClosed                     reset or closed before the first byte
+        │   ├── ResponseTimeout
+        │   └── BadResponse                        what came back is not HTTP
+        └── InternalError      source "internal": the balancer itself
+            ├── NoBackend, NoPool, Overloaded
+
+`status` is the answer's status code, `code` the stable word in the access log,
+`sent` says whether any byte of the request may have reached the backend.
+A request may be retried after an error when `safe_to_retry(idempotent)` says so.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+
+class LbError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(LbError):
+    """A setting that cannot be used; the message names the place and the mend."""
+
+
+class StoreError(LbError):
+    """The shared state could not be read or written."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be reached, or did not answer in time."""
+
+
+class StoreConflict(StoreError):
+    """Another writer changed the pool in between, more often than it was worth trying again."""
+
+
+class ProxyError(LbError):
+    """A request that could not be served as asked."""
+
+    source: ClassVar[Literal["downstream", "upstream", "internal"]] = "internal"
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    sent: ClassVar[bool] = True
+
+    @classmethod
+    def safe_to_retry(cls, idempotent: bool) -> bool:
+        """Nothing was sent, or sending it twice does no harm (RFC 9110, section 9.2.2)."""
+        return cls.source == "upstream" and (idempotent or not cls.sent)
+
+
+class ClientError(ProxyError):
+    """The client's message cannot be taken as it is."""
+
+    source = "downstream"
+    status = 400
+    code = "bad_request"
+
+
+class BadRequest(ClientError):
+    """Malformed or ambiguous: there is not exactly one way to read it."""
+
+
+class UriTooLong(ClientError):
+    """The request line is longer than `limits.request_line`."""
+
+    status = 414
+    code = "uri_too_long"
+
+
+class HeaderTooLarge(ClientError):
+    """More fields, or larger ones, than the limits allow."""
+
+    status = 431
+    code = "header_too_large"
+
+
+class BodyTooLarge(ClientError):
+    """A body larger than `limits.body`."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class UnsupportedCoding(ClientError):
+    """A transfer coding other than chunked."""
+
+    status = 501
+    code = "unsupported_coding"
+
+
+class RequestTimeout(ClientError):
+    """The client did not finish its message in time."""
+
+    status = 408
+    code = "client_timeout"
+
+
+class ClientGone(ClientError):
+    """The client closed its connection; logged as 499, answered to nobody."""
+
+    status = 499
+    code = "client_gone"
+
+
+class UpstreamError(ProxyError):
+    """A backend failed."""
+
+    source = "upstream"
+    status = 502
+    code = "upstream_error"
+
+
+class ConnectFailed(UpstreamError):
+    """Refused or unreachable: nothing was sent."""
+
+    code = "connect_failed"
+    sent = False
+
+
+class ConnectTimeout(ConnectFailed):
+    """No connection within `timeouts.connect`: nothing was sent."""
+
+    status = 504
+    code = "connect_timeout"
+
+
+class UpstreamClosed(UpstreamError):
+    """The connection was reset or closed before the first byte of an answer."""
+
+    code = "upstream_closed"
+
+
+class StaleConnection(UpstreamClosed):
+    """A reused connection that turned out closed; worth one fresh try on the same backend."""
+
+    code = "stale_connection"
+
+
+class ResponseTimeout(UpstreamError):
+    """No answer within `timeouts.response`, or no progress within `timeouts.idle`."""
+
+    status = 504
+    code = "response_timeout"
+
+
+class BadResponse(UpstreamError):
+    """What the backend sent is not one HTTP message."""
+
+    code = "bad_response"
+
+
+class InternalError(ProxyError):
+    """The balancer has no way to serve this."""
+
+
+class NoBackend(InternalError):
+    """The pool has no backend that may receive traffic."""
+
+    status = 503
+    code = "no_backend"
+
+
+class NoPool(InternalError):
+    """No route matches the host and path."""
+
+    status = 404
+    code = "no_route"
+
+
+class Overloaded(InternalError):
+    """This worker is at its ceiling of connections."""
+
+    status = 503
+    code = "overloaded"

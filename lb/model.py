@@ -1,0 +1,132 @@
+"""What the fleet looks like: backends, pools, and one immutable snapshot of each pool.
+
+Rules of this module: no I/O, no clock, no Redis. Values arrive as arguments, and every
+type here is frozen; a change makes a new value, it never edits one that others hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+Admin = Literal["ready", "drain"]
+Health = Literal["unknown", "checking", "up", "down"]
+Source = Literal["file", "api", "agent"]
+
+#: What `lb status` shows, derived by `Backend.state`.
+State = Literal["up", "down", "checking", "drain", "unknown"]
+
+MAX_WEIGHT = 1000
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class Backend(msgspec.Struct, frozen=True, omit_defaults=False):
+    """One server of a pool, as kept in the shared state.
+
+    `weight` 0…1000 (0: no new traffic); `max_connections` 0 means no cap;
+    `since` is the time of the last change of `health`, in seconds since the epoch.
+    """
+
+    id: str
+    url: str
+    weight: int = 1
+    max_connections: int = 0
+    source: Source = "api"
+    admin: Admin = "ready"
+    health: Health = "unknown"
+    since: float = 0.0
+
+    @property
+    def available(self) -> bool:
+        """May this backend receive new traffic? The one place where that is decided.
+
+        `unknown` counts as available: nobody probes it. `checking` does not: a health
+        daemon runs and has not seen a first success yet. Free slots are the one further
+        condition, which only the claiming step can judge.
+        """
+        return self.admin == "ready" and self.weight > 0 and self.health in ("unknown", "up")
+
+    @property
+    def state(self) -> State:
+        """One word for people: draining first, then what the probes say."""
+        return "drain" if self.admin == "drain" else self.health
+
+
+class HealthPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the backends of a pool are probed.
+
+    `interval`, `timeout` in seconds (`interval` 0: the daemon's `--interval`); `jitter` is the
+    share of the interval by which a probe may be early or late; `status` is a list of codes
+    and ranges, such as "200-399,401".
+    """
+
+    type: Literal["http", "tcp"] = "http"
+    path: str = "/"
+    interval: float = 0.0
+    timeout: float = 2.0
+    rise: int = 2
+    fall: int = 3
+    status: str = "200-399"
+    jitter: float = 0.1
+    enabled: bool = True
+
+
+class PoolSettings(msgspec.Struct, frozen=True):
+    """What the whole fleet must agree on for one pool; published with the membership."""
+
+    algorithm: str = "round-robin"
+    health: HealthPolicy = HealthPolicy()
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """One version of a pool, replaced whole, never edited.
+
+    `version` grows by one with each change; 0 stands for a pool nobody has written yet.
+    """
+
+    pool: str
+    version: int
+    settings: PoolSettings
+    backends: Mapping[str, Backend]
+
+
+def backend_id(url: str) -> str:
+    """The name of a backend that was given none: its host and port, `host:port`.
+
+    The same address always gets the same name, so two hosts that read the same
+    configuration agree without asking each other. `https` backends end in `+tls`.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "http+unix":
+        return parts.netloc
+    host = parts.hostname or ""
+    if ":" in host:
+        host = f"[{host}]"
+    name = f"{host}:{parts.port or DEFAULT_PORTS[parts.scheme]}"
+    return f"{name}+tls" if parts.scheme == "https" else name
+
+
+def check_url(url: str) -> str:
+    """Return `url` in its normal form, `scheme://host:port`, or raise ValueError saying why not."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as exc:
+        raise ValueError(f"{url!r} is not a URL: {exc}") from None
+    if parts.scheme not in ("http", "https", "http+unix"):
+        raise ValueError(f"{url!r} must start with http://, https:// or http+unix://")
+    if parts.username or parts.password:
+        raise ValueError(f"a backend URL must not carry credentials: {parts.scheme}://***@…")
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError(f"{url!r} must end after the host and port")
+    if not parts.hostname or any(c.isspace() or ord(c) < 33 for c in url):
+        raise ValueError(f"{url!r} has no host, or white space in it")
+    if parts.scheme == "http+unix":
+        return f"http+unix://{parts.netloc}"
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    if port == 0:
+        raise ValueError(f"{url!r}: port 0 is no address to connect to")
+    return f"{parts.scheme}://{host}:{port or DEFAULT_PORTS[parts.scheme]}"

@@ -1,0 +1,107 @@
+"""Every setting, with its unit and default: the types that a configuration is read into.
+
+Values only; how a file, the environment and flags become these is in `lb.config`.
+Times are seconds, sizes are bytes, 0 switches a limit off where the table says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from lb.model import HealthPolicy
+
+
+class BackendSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One backend as configured. `id` "" means: named after its address."""
+
+    url: str
+    weight: int = 1
+    max_connections: int = 0
+    id: str = ""
+
+
+class RetrySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whether and how often a request is tried on another backend.
+
+    `attempts` counts all tries, the first included; `max_body` is the largest request body
+    that is kept for a second try.
+    """
+
+    attempts: int = 3
+    max_body: int = 65536
+
+
+class TimeoutSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Towards backends: to connect; to the first byte of the answer; between two bytes of a body."""
+
+    connect: float = 5.0
+    response: float = 60.0
+    idle: float = 300.0
+
+
+class UpstreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Kept-alive connections to each backend, per worker: how many may idle, and how long.
+
+    nginx and Go's servers close idle connections after 60–75 s and more; staying below what
+    backends use avoids most races with their close.
+    """
+
+    max_idle: int = 256
+    idle_timeout: float = 30.0
+
+
+class ClientSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Towards clients: how long a kept-alive connection may idle, how long a head may take,
+    how long a body may pause, and how many connections one worker takes."""
+
+    keepalive: float = 180.0
+    header: float = 10.0
+    idle: float = 60.0
+    connections: int = 20000
+
+
+class PoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One `[pools.NAME]`. Timeouts and retries hold for this process; algorithm, backends and health
+    are published to the fleet."""
+
+    algorithm: str = "round-robin"
+    backends: tuple[BackendSpec, ...] = ()
+    health: HealthPolicy = HealthPolicy()
+    retry: RetrySettings = RetrySettings()
+    timeouts: TimeoutSettings = TimeoutSettings()
+    upstream: UpstreamSettings = UpstreamSettings()
+
+
+class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One `[[routes]]`: requests for `host` ("" any, "*.example.com" a suffix) whose path starts with
+    `path` go to `pool`."""
+
+    pool: str
+    host: str = ""
+    path: str = "/"
+
+
+class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`access`: "-" standard output, "" off, else a file's path. `level`: of the error log."""
+
+    access: str = "-"
+    level: str = "info"
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole configuration of one process. `redis_url` "" means the embedded store in `runtime_dir`;
+    `runtime_dir` "" means the user's own (see `lb.state.embedded`); `workers` 0 means one per core."""
+
+    bind: str = "0.0.0.0:8000"
+    control_bind: str = "127.0.0.1:8001"
+    control_token: str = ""
+    redis_url: str = ""
+    runtime_dir: str = ""
+    workers: int = 0
+    graceful_timeout: float = 30.0
+    client: ClientSettings = ClientSettings()
+    log: LogSettings = LogSettings()
+    pools: Mapping[str, PoolConfig] = msgspec.field(default_factory=dict)
+    routes: tuple[Route, ...] = ()
