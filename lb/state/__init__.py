@@ -1,0 +1,1 @@
+"""The shared state: keys, scripts, snapshots and claims in Redis or Valkey."""

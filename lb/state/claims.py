@@ -1,0 +1,234 @@
+"""Claims: which backend gets the next request, and its release, for one pool in one worker.
+
+Group commit: every greenlet that needs a backend in one turn of the event loop, and every
+connection released since the last turn, goes to the store in one call of `redis/claim.lua`.
+Each pick is still one atomic step there, exact across processes and machines; the cost of a
+request falls as load rises. One call at a time is under way; its answer wakes its greenlets.
+
+When the store does not answer, `Claims` picks from the last snapshot by itself (`lb.algorithms.local`)
+until the connection is back, then opens its lease anew with what it holds, so that the counts are right.
+
+This module decides and keeps the books; how bytes reach the store is `lb.state.link`'s matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from lb.algorithms.local import LocalOrder
+from lb.model import Backend, Snapshot
+from lb.state.keys import PoolKeys
+from lb.state.scripts import CLAIM_SHA
+
+MAX_BATCH = 128
+"""Claims in one call: the store serves nobody else meanwhile."""
+
+LEASE_LOST = -1
+
+
+class Waiter(Protocol):
+    """Who waits for a pick: a greenlet, or what stands in for one."""
+
+    def switch(self, pick: Backend | None, /) -> Any: ...
+
+
+class Claims:
+    """The claims of one pool in one worker. Not thread-safe: its callers share one event loop.
+
+    `schedule(self)` asks for a `batch` soon, `release_soon(self)` within a few milliseconds.
+    """
+
+    def __init__(
+        self,
+        keys: PoolKeys,
+        worker: str,
+        snapshot: Snapshot,
+        schedule: Callable[[Claims], None],
+        release_soon: Callable[[Claims], None],
+        on_gap: Callable[[Claims], None],
+    ) -> None:
+        self.keys = keys
+        self.worker = worker
+        self.epoch = ""
+        #: Does the store take our claims? False: picks are made from the snapshot.
+        self.shared = False
+        #: Does our lease stand in the store? Between `prepare` and `begin` claims wait for it.
+        self.ready = False
+        #: Has the link been told, and not asked for a batch since?
+        self.queued = False
+        self.waiting: list[tuple[Waiter, str]] = []
+        self.released: dict[str, int] = {}
+        #: Connections this worker holds: what its lease must say.
+        self.held: dict[str, int] = {}
+        self.calls = 0
+        self.picks = 0
+        self.local_picks = 0
+        self.seen_version = 0
+        self._flying: list[tuple[Waiter, str]] = []
+        self._unknown: list[tuple[Waiter, bytes]] = []
+        self._schedule = schedule
+        self._release_soon = release_soon
+        self._on_gap = on_gap
+        self._head: tuple[str, ...] = ()
+        self.update(snapshot)
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Take a newer view of the pool; picks that waited for it go on."""
+        self.snapshot = snapshot
+        self._by_key = {name.encode(): backend for name, backend in snapshot.backends.items()}
+        self._local = LocalOrder(snapshot, self.held)
+        if self._unknown:
+            unknown, self._unknown = self._unknown, []
+            for waiter, key in unknown:
+                backend = self._by_key.get(key)
+                if backend is None:  # gone again already: what was claimed is given back, ask anew
+                    self.release(key.decode())
+                    self.waiting.append((waiter, ""))
+                    self._schedule(self)
+                else:
+                    waiter.switch(backend)
+
+    def prepare(self) -> dict[str, int]:
+        """The store is back: what a new lease must hold. Claims wait from here until `begin` or `fail`."""
+        self.ready = False
+        self.shared = True
+        self.released.clear()  # given back before the lease is opened: already out of `held`
+        return dict(self.held)
+
+    def begin(self, epoch: str) -> None:
+        """The lease stands in the store under `epoch`, as `prepare` said: go on with shared picks."""
+        self.epoch = epoch
+        self._head = (
+            "EVALSHA",
+            CLAIM_SHA,
+            "3",
+            self.keys.state,
+            self.keys.order,
+            self.keys.lease(self.worker),
+            epoch,
+        )
+        self.ready = True
+        if self.waiting or self.released:
+            self._schedule(self)
+
+    # What the request path calls.
+
+    def claim(self, waiter: Waiter, switch: Callable[[], Any], exclude: Sequence[str] = ()) -> Backend | None:
+        """Take a backend, not one of `exclude`; None when none may take it. `switch` waits for `waiter`'s turn."""
+        if not self.shared:
+            return self._pick_locally(exclude)
+        self.waiting.append((waiter, "\n".join(exclude)))
+        if not self.queued:
+            self._schedule(self)
+        pick: Backend | None = switch()
+        return pick
+
+    def release(self, name: str) -> None:
+        """Give back what a claim took."""
+        held = self.held
+        count = held.get(name, 0) - 1
+        if count > 0:
+            held[name] = count
+        else:
+            held.pop(name, None)
+        if self.shared:
+            released = self.released
+            released[name] = released.get(name, 0) + 1
+            if not self.waiting and self.ready:
+                self._release_soon(self)
+        else:
+            self._local.released(name)
+
+    # What the link calls.
+
+    def batch(self) -> tuple[str | int | float | bytes | memoryview, ...] | None:
+        """The next call as a command, or None when there is nothing to say."""
+        self.queued = False
+        waiting, released = self.waiting, self.released
+        if not self.ready or not (waiting or released):
+            return None
+        if len(waiting) > MAX_BATCH:
+            flying, self.waiting = waiting[:MAX_BATCH], waiting[MAX_BATCH:]
+        else:
+            flying, self.waiting = waiting, []
+        exclusions: list[str] = []
+        if any(exclude for _, exclude in flying):  # the script wants those at the end
+            flying.sort(key=_has_exclusion)
+            exclusions = [exclude for _, exclude in flying if exclude]
+        command: list[str | int | float | bytes | memoryview] = [*self._head, str(len(flying)), str(len(released))]
+        for name, count in released.items():
+            command.append(name)
+            command.append(str(count))
+        command += exclusions
+        self._flying, self.released = flying, {}
+        self.calls += 1
+        return tuple(command)
+
+    def settle(self, answer: list[Any]) -> None:
+        """The store's answer to the last batch: wake who waits. Switches to other greenlets."""
+        flying, self._flying = self._flying, []
+        version = answer[0]
+        if version == LEASE_LOST:
+            # Reaped, while this process was stopped or cut off. What it holds is counted again by `begin`.
+            self.waiting = flying + self.waiting
+            self.ready = False
+            self._on_gap(self)
+            return
+        self.picks += len(flying)
+        if version != self.snapshot.version:
+            self.seen_version = version
+            self._on_gap(self)
+        held, by_key = self.held, self._by_key
+        at = 0
+        for waiter, _ in flying:
+            at += 1
+            key = answer[at]
+            if key is None:
+                waiter.switch(None)
+                continue
+            backend = by_key.get(key)
+            if backend is None:
+                name = key.decode()
+                held[name] = held.get(name, 0) + 1
+                self._unknown.append((waiter, key))
+                continue
+            name = backend.id
+            held[name] = held.get(name, 0) + 1
+            waiter.switch(backend)
+
+    def fail(self) -> None:
+        """The store did not answer: serve everybody who waits from the snapshot, and so until `begin`."""
+        if self.shared:
+            self._local = LocalOrder(self.snapshot, self.held)
+        self.shared = self.ready = False
+        flying, self._flying = self._flying, []
+        waiting, self.waiting = self.waiting, []
+        unknown, self._unknown = self._unknown, []
+        for waiter, key in unknown:
+            self._drop(key.decode())
+            waiting.append((waiter, ""))
+        self._serve_locally(flying + waiting)
+
+    def _drop(self, name: str) -> None:
+        count = self.held.get(name, 0) - 1
+        if count > 0:
+            self.held[name] = count
+        else:
+            self.held.pop(name, None)
+
+    def _pick_locally(self, exclude: Sequence[str]) -> Backend | None:
+        backend = self._local.pick(exclude)
+        if backend is not None:
+            self.local_picks += 1
+            self.held[backend.id] = self.held.get(backend.id, 0) + 1
+        return backend
+
+    def _serve_locally(self, waiters: list[tuple[Waiter, str]]) -> None:
+        picks = [(waiter, self._pick_locally(exclude.split("\n") if exclude else ())) for waiter, exclude in waiters]
+        for waiter, pick in picks:
+            waiter.switch(pick)
+
+
+def _has_exclusion(entry: tuple[Waiter, str]) -> bool:
+    return bool(entry[1])

@@ -1,0 +1,238 @@
+"""A worker's part in the fleet: its claims in every pool, kept in step with the shared state.
+
+`Fleet.claims_of(pool)` is what the request path uses. Around it one loop looks after the rest: it beats, reaps dead
+workers, reads what changed, and when the store goes away and comes back it reconnects, opens the leases
+anew and goes back to shared picks. Every fault in it is logged and the loop goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Mapping
+from time import monotonic
+from typing import Any, Protocol
+
+from lb.errors import StoreError
+from lb.model import PoolSettings, Snapshot
+from lb.settings import PoolConfig
+from lb.state import changes, decide
+from lb.state.claims import Claims
+from lb.state.keys import PoolKeys
+from lb.state.lease import BEAT, WorkerLease, reap_dead
+from lb.state.registry import Registry
+from lb.state.scripts import LeaseLost
+from lb.state.store import connect
+
+_LOG = logging.getLogger("lb")
+
+REAP_EVERY = 2.0
+"""Seconds between two looks for dead workers, per worker, spread by chance."""
+
+
+class LinkLike(Protocol):
+    """The connection for claims; see `lb.state.link` and `lb.state.threads`."""
+
+    @property
+    def up(self) -> bool: ...
+    def connect(self, client: Any) -> None: ...
+    def close(self) -> None: ...
+    def schedule(self, claims: Claims) -> None: ...
+    def release_soon(self, claims: Claims) -> None: ...
+
+
+class Runtime(Protocol):
+    """Greenlets or threads: how this worker waits and starts something beside itself."""
+
+    def event(self) -> Any: ...
+    def spawn(self, function: Callable[[], None]) -> Any: ...
+    def link(self, on_down: Callable[[str], None]) -> LinkLike: ...
+    def source(self, claims: Claims) -> Any: ...
+
+
+class Fleet:
+    """The shared state as one worker sees it. `on_update` is told of each new snapshot."""
+
+    def __init__(
+        self,
+        url: str,
+        pools: Mapping[str, PoolConfig],
+        worker: str,
+        runtime: Runtime,
+        on_update: Callable[[Snapshot], None] = lambda snapshot: None,
+    ) -> None:
+        self.worker = worker
+        #: Why the shared state is not in use; "" while it is.
+        self.degraded = "not connected yet"
+        self.degraded_count = 0
+        self._url = url
+        self._pools = pools
+        self._runtime = runtime
+        self._on_update = on_update
+        self._wake = runtime.event()
+        self._stopping = False
+        self._stale: set[str] = set()
+        self._client: Any = None
+        self._leases: dict[str, WorkerLease] = {}
+        self._listener: Any = None
+        self._last_reap = monotonic()
+        self._link = runtime.link(self._on_down)
+        self.claims: dict[str, Claims] = {}
+        self._sources: dict[str, Any] = {}
+        for name, config in pools.items():
+            keys = PoolKeys(name)
+            snapshot = from_config(name, config)
+            claims = Claims(
+                keys, worker, snapshot, self._link.schedule, self._link.release_soon, self._on_gap
+            )
+            self.claims[name] = claims
+            self._sources[name] = runtime.source(claims)
+
+    def claims_of(self, pool: str) -> Any:
+        """What the request path calls for `pool`."""
+        return self._sources[pool]
+
+    def start(self) -> None:
+        """Connect (serving goes on from the configuration if that fails) and look after things from now on."""
+        self._try_connect()
+        self._runtime.spawn(self._maintain)
+
+    def stop(self) -> None:
+        """Give back what is still held and leave. Never raises."""
+        self._stopping = True
+        self._wake.set()
+        if self._listener is not None:
+            self._listener.stop()
+        for claims in self.claims.values():
+            claims.fail()
+        self._link.close()
+        if self._client is not None:
+            try:
+                for lease in self._leases.values():
+                    lease.close()
+            except Exception as exc:
+                _LOG.debug("leaving the shared state: %s", exc)
+            self._client.close()
+
+    # What the link and the claims tell us; called in the event loop, so nothing here may wait.
+
+    def _on_down(self, why: str) -> None:
+        if not self.degraded:
+            self.degraded_count += 1
+            _LOG.warning("shared state away (%s): balancing on this worker's own view until it is back", why)
+        self.degraded = why
+        for claims in self.claims.values():
+            claims.fail()
+        self._wake.set()
+
+    def _on_gap(self, claims: Claims) -> None:
+        self._stale.add(claims.keys.pool)
+        self._wake.set()
+
+    def _on_message(self, pool: str, message: bytes) -> None:
+        claims = self.claims.get(pool)
+        if claims is None:
+            return
+        snapshot = changes.apply(claims.snapshot, message)
+        if snapshot is None:
+            self._on_gap(claims)
+        elif snapshot is not claims.snapshot:
+            self._take(claims, snapshot)
+
+    def _on_reconnected(self) -> None:
+        self._stale.update(self.claims)
+        self._wake.set()
+
+    # The loop.
+
+    def _maintain(self) -> None:
+        pause = 0.1
+        while not self._stopping:
+            self._wake.wait(min(BEAT, pause) if self.degraded else BEAT)
+            self._wake.clear()
+            if self._stopping:
+                return
+            try:
+                if self.degraded or not self._link.up:
+                    pause = 0.1 if self._try_connect() else min(pause * 2, 1.0)
+                else:
+                    self._look_after()
+            except StoreError as exc:
+                self._link.close()
+                self._on_down(str(exc))
+            except Exception:
+                _LOG.exception("looking after the shared state failed; going on")
+
+    def _look_after(self) -> None:
+        registry = Registry(self._client)
+        stale, self._stale = self._stale, set()
+        for name, claims in self.claims.items():
+            if not claims.ready:
+                self._open(registry, claims)
+                continue
+            try:
+                version = self._leases[name].beat()
+            except LeaseLost:
+                self._open(registry, claims)
+                continue
+            if version != claims.snapshot.version or name in stale:
+                self._take(claims, registry.load(name))
+            if any(backend.health == "checking" for backend in claims.snapshot.backends.values()):
+                self._take(claims, registry.promote_checking(name))
+        if monotonic() - self._last_reap > REAP_EVERY * (0.75 + 0.5 * random.random()):
+            self._last_reap = monotonic()
+            for name in self.claims:
+                reap_dead(registry, name)
+
+    def _try_connect(self) -> bool:
+        try:
+            client = connect(self._url)
+            client.ping()
+            old, self._client = self._client, client
+            if old is not None:
+                old.close()
+            registry = Registry(client)
+            self._leases = {
+                name: WorkerLease(registry.scripts, name, self.worker) for name in self.claims
+            }
+            self._link.connect(client)
+            for claims in self.claims.values():
+                self._open(registry, claims)
+        except Exception as exc:
+            if not isinstance(exc, StoreError):
+                _LOG.debug("connecting to the shared state", exc_info=True)
+            self._link.close()
+            self._on_down(str(exc))
+            return False
+        if self.degraded:
+            _LOG.info("shared state in use: %s", ", ".join(self.claims))
+        self.degraded = ""
+        if self._listener is None:
+            self._listener = changes.Listener(
+                lambda: connect(self._url), list(self.claims), self._on_message, self._on_reconnected
+            )
+            self._runtime.spawn(self._listener.run)
+        return True
+
+    def _open(self, registry: Registry, claims: Claims) -> None:
+        """Bring one pool up to date and put our lease into it."""
+        pool = claims.keys.pool
+        snapshot = registry.load(pool)
+        if snapshot.version == 0:
+            # A store that has never seen this pool, or has lost it: give it what we know.
+            snapshot = registry.change(pool, decide.restore(claims.snapshot))
+        self._take(claims, snapshot)
+        lease = self._leases[pool]
+        lease.open(claims.prepare())
+        claims.begin(lease.epoch)
+
+    def _take(self, claims: Claims, snapshot: Snapshot) -> None:
+        claims.update(snapshot)
+        self._on_update(snapshot)
+
+
+def from_config(name: str, config: PoolConfig) -> Snapshot:
+    """The pool as the configuration has it: what a worker goes by until it has seen the shared state."""
+    return decide.configured(name, PoolSettings(config.algorithm, config.health), config.backends)
+
+

@@ -1,0 +1,53 @@
+"""The shared state under gevent: how a worker of greenlets waits, starts greenlets, and claims."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gevent
+from gevent.event import Event
+from greenlet import getcurrent, greenlet
+
+from lb.model import Backend
+from lb.state.claims import Claims
+from lb.state.link import Link
+
+
+class GreenClaims:
+    """The claims of one pool, for greenlets."""
+
+    __slots__ = ("_claims", "_switch", "release")
+
+    def __init__(self, claims: Claims, hub: Any) -> None:
+        self._claims = claims
+        # greenlet's own switch: the hub's method only adds a hook that plain greenlets have no use for.
+        self._switch = greenlet.switch.__get__(hub)
+        self.release = claims.release
+
+    def claim(self, exclude: Sequence[str] = ()) -> Backend | None:
+        """A backend that is not in `exclude`, or None when none may take a request."""
+        return self._claims.claim(getcurrent(), self._switch, exclude)
+
+
+class GreenRuntime:
+    """See `lb.state.fleet.Runtime`."""
+
+    def __init__(self, hub: Any) -> None:
+        self._hub = hub
+
+    def event(self) -> Any:
+        """An event whose `set` may be called in the hub."""
+        return Event()
+
+    def spawn(self, function: Callable[[], None]) -> Any:
+        """Run `function` beside the caller."""
+        return gevent.spawn(function)
+
+    def link(self, on_down: Callable[[str], None]) -> Link:
+        """The connection for claims."""
+        return Link(self._hub.loop, on_down)
+
+    def source(self, claims: Claims) -> GreenClaims:
+        """What the request path calls."""
+        return GreenClaims(claims, self._hub)

@@ -1,0 +1,38 @@
+"""The names of all keys, in one place.
+
+Every key of a pool carries the hash tag `{pool}`, which keeps it in one slot of a cluster.
+Pool names are checked against `POOL_NAME` wherever they enter, so a name can neither
+close the tag nor reach into another pool's keys.
+"""
+
+from __future__ import annotations
+
+import re
+
+POOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
+POOLS = "lb:pools"
+HEALTH_LEASE = "lb:health"
+
+
+class PoolKeys:
+    """The keys of one pool. Raises ValueError for a name that is no pool name."""
+
+    __slots__ = ("changes", "members", "order", "pool", "state", "workers")
+
+    def __init__(self, pool: str) -> None:
+        if not POOL_NAME.match(pool):
+            raise ValueError(
+                f"{pool!r} is no pool name: letters, digits, '.', '_' and '-', at most 63, "
+                "starting with a letter or digit"
+            )
+        self.pool = pool
+        prefix = f"lb:{{{pool}}}:"
+        self.members = prefix + "members"
+        self.state = prefix + "state"
+        self.order = prefix + "order"
+        self.workers = prefix + "workers"
+        self.changes = prefix + "changes"
+
+    def lease(self, worker: str) -> str:
+        """The key of what `worker` holds."""
+        return f"lb:{{{self.pool}}}:lease:{worker}"

@@ -1,0 +1,200 @@
+"""Pools in the store: reading snapshots, and committing changes under the version they were decided on."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import msgspec
+import redis
+
+from lb.errors import StoreConflict, StoreError
+from lb.model import Admin, Backend, Health, PoolSettings, Snapshot, Source, State
+from lb.state import decide
+from lb.state.changes import encode
+from lb.state.decide import Change
+from lb.state.keys import HEALTH_LEASE, POOLS, PoolKeys
+from lb.state.scripts import Put, Scripts
+
+TRIES = 50
+"""Attempts at a commit. Of those who write at the same time one succeeds each time, so with n
+writers n attempts are enough."""
+
+BACKEND_NAME = re.compile(r"[^\s_][^\s]{0,254}\Z")
+"""What a backend may be called: scripts keep names apart by white space, and begin their own with "_"."""
+
+_RECORD = struct.Struct("<ddddd")  # see redis/order.lua
+_NO_RECORD = (0.0, 0.0, 0.0, 0.0, -1.0)
+_BACKENDS = msgspec.json.Decoder(Backend)
+_SETTINGS = msgspec.json.Decoder(PoolSettings)
+
+
+class BackendStatus(msgspec.Struct, frozen=True):
+    """A backend with its counts over the whole fleet: connections now, requests ever."""
+
+    id: str
+    url: str
+    weight: int
+    state: State
+    in_flight: int
+    requests: int
+    max_connections: int
+    source: Source
+    admin: Admin
+    health: Health
+
+
+class PoolStatus(msgspec.Struct, frozen=True):
+    """A pool as it was at one instant: version, settings, and each backend, by name."""
+
+    pool: str
+    version: int
+    settings: PoolSettings
+    backends: tuple[BackendStatus, ...]
+
+
+class Registry:
+    """The pools in one store. Methods raise StoreUnavailable and StoreError as the client does."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+        self.scripts = Scripts(client)
+
+    def pools(self) -> list[str]:
+        """The names of all pools."""
+        members = cast("set[bytes]", self.client.smembers(POOLS))
+        return sorted(name.decode() for name in members)
+
+    def version(self, pool: str) -> int:
+        """The version `pool` is at, 0 when nobody has written it."""
+        return int(cast("bytes | None", self.client.hget(PoolKeys(pool).state, "_v")) or 0)
+
+    def load(self, pool: str) -> Snapshot:
+        """Read `pool`: version 0 and empty when nobody has written it."""
+        keys = PoolKeys(pool)
+        with self.client.pipeline(transaction=True) as pipe:
+            pipe.hmget(keys.state, "_v", "_settings")
+            pipe.hgetall(keys.members)
+            (version, settings), members = pipe.execute()
+        return _snapshot(pool, version, settings, members)
+
+    def status(self, pool: str) -> list[BackendStatus]:
+        """Each backend of `pool` with its counts, by name, all as of one instant."""
+        return list(self.pool_status(pool).backends)
+
+    def pool_status(self, pool: str) -> PoolStatus:
+        """`pool` with the counts of its backends, all as of one instant."""
+        keys = PoolKeys(pool)
+        with self.client.pipeline(transaction=True) as pipe:
+            pipe.hgetall(keys.state)
+            pipe.hgetall(keys.members)
+            state, members = pipe.execute()
+        snapshot = _snapshot(pool, state.get(b"_v"), state.get(b"_settings"), members)
+        found = []
+        for name, backend in sorted(snapshot.backends.items()):
+            record = state.get(name.encode())
+            in_flight, requests, *_ = _RECORD.unpack(record) if record else _NO_RECORD
+            found.append(
+                BackendStatus(
+                    id=name,
+                    url=backend.url,
+                    weight=backend.weight,
+                    state=backend.state,
+                    in_flight=int(in_flight),
+                    requests=int(requests),
+                    max_connections=backend.max_connections,
+                    source=backend.source,
+                    admin=backend.admin,
+                    health=backend.health,
+                )
+            )
+        return PoolStatus(pool, snapshot.version, snapshot.settings, tuple(found))
+
+    def change(self, pool: str, decider: Callable[[Snapshot], Change]) -> Snapshot:
+        """Let `decider` decide on the pool as it is, commit that, and return the pool as it is then.
+
+        Decided anew when another writer was first; nothing is written when nothing changes. Raises what
+        `decider` raises, ValueError for names that cannot be used, and StoreConflict after `TRIES` attempts.
+        """
+        keys = PoolKeys(pool)
+        for _ in range(TRIES):
+            snapshot = self.load(pool)
+            change = decider(snapshot)
+            if change.empty:
+                return snapshot
+            for backend in change.put:
+                if not BACKEND_NAME.match(backend.id):
+                    raise ValueError(
+                        f"{backend.id!r} is no name for a backend: at most 255 characters, "
+                        "no white space, not starting with '_'"
+                    )
+            change = decide.settle(snapshot, change, self.health_owner() is not None, self.now())
+            if change.empty:
+                return snapshot
+            try:
+                return self._commit(keys, snapshot, change)
+            except StoreConflict:
+                continue
+        raise StoreConflict(f"pool {pool} was changed by others {TRIES} times in a row")
+
+    def _commit(self, keys: PoolKeys, snapshot: Snapshot, change: Change) -> Snapshot:
+        if snapshot.version == 0:
+            # Before the pool itself: a name without a pool does no harm, a pool without a name is lost.
+            self.client.sadd(POOLS, keys.pool)
+        # A pool that is new has no algorithm, so its settings are written even if they are the default.
+        settings = change.settings or (snapshot.settings if snapshot.version == 0 else None)
+        version = self.scripts.commit(
+            keys,
+            snapshot.version,
+            encode(snapshot.version, change),
+            [
+                Put(one.id, msgspec.json.encode(one), one.available, one.weight, one.max_connections)
+                for one in change.put
+            ],
+            change.delete,
+            settings=b"" if settings is None else msgspec.json.encode(settings),
+            algorithm="" if settings is None else settings.algorithm,
+        )
+        return decide.applied(snapshot, change, version)
+
+    def promote_checking(self, pool: str) -> Snapshot:
+        """Let backends that wait for a first probe have traffic, if no health daemon is there (any more)."""
+        if self.health_owner() is not None:
+            return self.load(pool)
+        return self.change(pool, decide.promote_checking)
+
+    # Who probes.
+
+    def hold_health(self, owner: str, seconds: float) -> bool:
+        """Take or renew the lease of the health daemon; False when another one has it."""
+        return self.scripts.hold(HEALTH_LEASE, owner, max(1, round(seconds * 1000)))
+
+    def release_health(self, owner: str) -> None:
+        """Give the lease of the health daemon up, if it is `owner`'s."""
+        self.scripts.hold(HEALTH_LEASE, owner, 0)
+
+    def health_owner(self) -> str | None:
+        """Which health daemon has the lease; None when there is none."""
+        owner = cast("bytes | None", self.client.get(HEALTH_LEASE))
+        return None if owner is None else owner.decode()
+
+    def now(self) -> float:
+        """The server's time, seconds since the epoch."""
+        seconds, microseconds = self.client.time()
+        return seconds + microseconds / 1e6
+
+
+def _snapshot(
+    pool: str, version: bytes | None, settings: bytes | None, members: Mapping[bytes, bytes]
+) -> Snapshot:
+    try:
+        return Snapshot(
+            pool,
+            int(version or 0),
+            _SETTINGS.decode(settings) if settings else PoolSettings(),
+            {name.decode(): _BACKENDS.decode(record) for name, record in members.items()},
+        )
+    except (msgspec.DecodeError, ValueError) as exc:
+        raise StoreError(f"pool {pool} in the store cannot be read: {exc}") from exc

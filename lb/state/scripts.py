@@ -1,0 +1,150 @@
+"""The Lua scripts of `redis/`: loading them, and one typed call for each.
+
+What a script does, and why it must be one step, stands in its header. Answers that mean "no" become
+errors here, so that nobody else needs to know the codes. The hot one, `claim`, is called by
+`lb.state.claims` on a connection of its own; its source and digest are `CLAIM_SOURCE`, `CLAIM_SHA`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import redis
+from redis.exceptions import NoScriptError
+
+from lb.errors import StoreConflict, StoreError
+from lb.state.keys import PoolKeys
+
+_INCLUDE = re.compile(r"^-- @include (\w+)\n", re.MULTILINE)
+
+Argument = bytes | str | int | float
+
+
+class LeaseLost(StoreError):
+    """The worker's lease is gone or was opened anew; open one with what is still held."""
+
+
+def _directory() -> Traversable:
+    """Where the scripts are: inside the package when installed, in `redis/` of a checkout."""
+    packaged = files("lb.state") / "lua"
+    if packaged.is_dir():
+        return packaged
+    return Path(__file__).parents[2] / "redis"
+
+
+@cache
+def source(name: str) -> str:
+    """The text of script `name`, its includes put in place. Raises FileNotFoundError."""
+    text = (_directory() / f"{name}.lua").read_text(encoding="utf-8")
+    return _INCLUDE.sub(lambda match: source(match[1]), text)
+
+
+class Script(NamedTuple):
+    """A script's text, and the digest under which a server knows it."""
+
+    text: str
+    sha: str
+
+    @classmethod
+    def load(cls, name: str) -> Script:
+        """Read script `name`. The digest is SHA-1, as the protocol asks."""
+        text = source(name)
+        return cls(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+CLAIM_SOURCE, CLAIM_SHA = Script.load("claim")
+COMMIT, LEASE, BEAT, REAP, HOLD = map(Script.load, ("commit", "lease", "beat", "reap", "hold"))
+
+
+class Put(NamedTuple):
+    """A backend as `commit` writes it: `record` is its JSON, `available` its `Backend.available`."""
+
+    id: str
+    record: bytes
+    available: bool
+    weight: int
+    max_connections: int
+
+
+class Scripts:
+    """The rare scripts over one client. Raises what the client raises, besides what each method says."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+
+    def _run(self, script: Script, keys: tuple[str, ...], arguments: Iterable[Argument]) -> int:
+        values = (*keys, *arguments)
+        try:
+            answer = self.client.evalsha(script.sha, len(keys), *values)
+        except NoScriptError:
+            # A server that was restarted or failed over knows no scripts; EVAL teaches it.
+            answer = self.client.eval(script.text, len(keys), *values)
+        return cast("int", answer)
+
+    def commit(
+        self,
+        keys: PoolKeys,
+        expected: int,
+        message: bytes,
+        put: Iterable[Put] = (),
+        delete: Iterable[str] = (),
+        *,
+        settings: bytes = b"",
+        algorithm: str = "",
+    ) -> int:
+        """Write a change over version `expected`; return the new version.
+
+        `settings` and `algorithm` stay as they are when empty. Raises StoreConflict when the pool is at
+        another version.
+        """
+        arguments: list[Argument] = [expected, settings, algorithm, message]
+        for one in put:
+            arguments += ("put", one.id, one.record, int(one.available), one.weight, one.max_connections)
+        for backend in delete:
+            arguments += ("del", backend)
+        answer = self._run(COMMIT, (keys.state, keys.members, keys.order, keys.changes), arguments)
+        if answer < 0:
+            raise StoreConflict(f"pool {keys.pool} is at version {-1 - answer}, not at {expected}")
+        return answer
+
+    def lease(self, keys: PoolKeys, worker: str, epoch: str, held: Mapping[str, int]) -> int:
+        """Open a lease that holds exactly `held` (backend id → connections); return the version."""
+        if not epoch:
+            raise ValueError("an epoch must not be empty")
+        pairs = [part for pair in held.items() for part in pair]
+        return self._run(
+            LEASE, (keys.state, keys.order, keys.workers, keys.lease(worker)), (worker, epoch, *pairs)
+        )
+
+    def close(self, keys: PoolKeys, worker: str) -> None:
+        """Give everything back that `worker` holds, and forget it."""
+        self._run(LEASE, (keys.state, keys.order, keys.workers, keys.lease(worker)), (worker, ""))
+
+    def beat(self, keys: PoolKeys, worker: str, epoch: str) -> int:
+        """Show a sign of life; return the pool's version. Raises LeaseLost."""
+        answer = self._run(BEAT, (keys.state, keys.workers, keys.lease(worker)), (worker, epoch))
+        if answer < 0:
+            raise LeaseLost(f"the lease of {worker} in pool {keys.pool} is gone")
+        return answer
+
+    def reap(self, keys: PoolKeys, worker: str, lease: float) -> int | None:
+        """Give back what `worker` held if its last sign of life is `lease` seconds old.
+
+        Returns the number of connections given back; None when the worker is alive.
+        """
+        answer = self._run(REAP, (keys.state, keys.order, keys.workers, keys.lease(worker)), (worker, lease))
+        return None if answer < 0 else answer
+
+    def hold(self, key: str, owner: str, milliseconds: int) -> bool:
+        """Take or renew the lock `key` for `milliseconds`, or (0) let go of it. True if done.
+
+        A lock held by another owner is left as it is.
+        """
+        return self._run(HOLD, (key,), (owner, milliseconds)) == 1

@@ -1,0 +1,159 @@
+"""The shared state for worker classes whose requests run in threads: the same claims, one at a time.
+
+Correct rather than fast: a claim is one call to the store under a lock, which also carries what
+was released since the last one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import redis
+
+from lb.errors import StoreUnavailable
+from lb.model import Backend
+from lb.state.claims import Claims
+from lb.state.link import STALL
+from lb.state.scripts import CLAIM_SOURCE
+
+
+class _Box:
+    """Stands in for a greenlet: takes the pick."""
+
+    __slots__ = ("pick", "taken")
+
+    def __init__(self) -> None:
+        self.pick: Backend | None = None
+        self.taken = False
+
+    def switch(self, pick: Backend | None, /) -> None:
+        self.pick = pick
+        self.taken = True
+
+
+class ThreadLink:
+    """Carries one batch at a time; whoever claims does the waiting."""
+
+    def __init__(self, on_down: Callable[[str], None]) -> None:
+        self.lock = threading.RLock()
+        self._on_down = on_down
+        self._connection: Any = None
+
+    @property
+    def up(self) -> bool:
+        """Is there a connection?"""
+        return self._connection is not None
+
+    def connect(self, client: redis.Redis) -> None:
+        """Open the connection. Raises StoreUnavailable."""
+        self.close()
+        options = {**client.connection_pool.connection_kwargs, "socket_timeout": STALL}
+        connection = client.connection_pool.connection_class(**options)
+        try:
+            connection.connect()
+            connection.send_command("SCRIPT", "LOAD", CLAIM_SOURCE)
+            connection.read_response()
+        except (redis.RedisError, OSError) as exc:
+            connection.disconnect()
+            raise StoreUnavailable(str(exc)) from None
+        with self.lock:
+            self._connection = connection
+
+    def close(self) -> None:
+        """Drop the connection, if there is one."""
+        with self.lock:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.disconnect()
+
+    def schedule(self, claims: Claims) -> None:
+        """Nothing: whoever claims sends the batch itself."""
+
+    def release_soon(self, claims: Claims) -> None:
+        """Send releases now: there may be no claim for long."""
+        self.exchange(claims)
+
+    def exchange(self, claims: Claims) -> None:
+        """Send one batch and take its answer."""
+        command = claims.batch()
+        if command is None:
+            return
+        try:
+            if self._connection is None:
+                raise StoreUnavailable("not connected")
+            self._connection.send_command(*command)
+            answer = self._connection.read_response()
+        except (redis.RedisError, OSError, StoreUnavailable) as exc:
+            self.close()
+            self._on_down(str(exc))
+            return
+        claims.settle(answer)
+
+
+class ThreadClaims:
+    """The claims of one pool, for threads."""
+
+    def __init__(self, claims: Claims, link: ThreadLink) -> None:
+        self._claims = claims
+        self._link = link
+
+    def claim(self, exclude: Sequence[str] = ()) -> Backend | None:
+        """A backend that is not in `exclude`, or None when none may take a request."""
+        box = _Box()
+
+        def wait() -> Backend | None:
+            while not box.taken:
+                if not self._claims.ready:  # its lease is being opened, or the store is away
+                    self._claims.fail()
+                else:
+                    self._link.exchange(self._claims)
+            return box.pick
+
+        with self._link.lock:
+            picked = self._claims.claim(box, wait, exclude)
+            return picked
+
+    def release(self, name: str) -> None:
+        """Give back what a claim took."""
+        with self._link.lock:
+            self._claims.release(name)
+
+
+class ThreadRuntime:
+    """See `lb.state.fleet.Runtime`."""
+
+    def __init__(self) -> None:
+        self._link: ThreadLink | None = None
+
+    def event(self) -> threading.Event:
+        """An event."""
+        return threading.Event()
+
+    def spawn(self, function: Callable[[], None]) -> threading.Thread:
+        """Run `function` in a thread that does not keep the process alive."""
+        thread = threading.Thread(target=function, daemon=True, name=function.__qualname__)
+        thread.start()
+        return thread
+
+    def link(self, on_down: Callable[[str], None]) -> ThreadLink:
+        """The connection for claims."""
+        self._link = ThreadLink(on_down)
+        return self._link
+
+    def source(self, claims: Claims) -> ThreadClaims:
+        """What the request path calls."""
+        assert self._link is not None, "link() comes first"
+        return ThreadClaims(claims, self._link)
+
+
+def flush_log_forever(flush: Callable[[], None], every: float = 0.1) -> None:
+    """Call `flush` every `every` seconds in a thread of its own."""
+
+    def loop() -> None:
+        pause = threading.Event()
+        while not pause.wait(every):
+            flush()
+
+    threading.Thread(target=loop, daemon=True, name="access-log").start()

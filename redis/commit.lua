@@ -1,0 +1,67 @@
+-- Writes a change of a pool, if the pool is still as its writer saw it.
+--
+-- KEYS  1 state   2 members   3 order   4 the channel of changes
+-- ARGV  1 version the writer has seen, 0 for a pool that does not exist
+--       2 settings (JSON), "" to keep them   3 algorithm, "" to keep it   4 message to publish (JSON)
+--       then any number of changes:
+--       "put", id, record (JSON), available 0|1, weight, max_connections
+--       "del", id
+-- Returns the new version, or -1 - the current version when another writer was first (nothing done)
+--
+-- Atomic because version, members and order are one: a worker must never read a version whose members
+-- are half written, nor claim a backend that was just removed; and of two writers who decided on
+-- the same version only one may be right.
+
+-- @include place
+
+local state, members, order = KEYS[1], KEYS[2], KEYS[3]
+local version = tonumber(call('HGET', state, '_v')) or 0
+if version ~= (tonumber(ARGV[1]) or 0) then return -1 - version end
+
+local ids, writes, removed, wanted, j = {}, {}, {}, {}, 5
+while ARGV[j] do
+  local id = ARGV[j + 1]
+  ids[#ids + 1] = id
+  if ARGV[j] == 'put' then
+    writes[#writes + 1], writes[#writes + 2] = id, ARGV[j + 2]
+    wanted[id] = { ARGV[j + 3] == '1' and tonumber(ARGV[j + 4]) or 0, tonumber(ARGV[j + 5]) }
+    j = j + 6
+  else
+    removed[#removed + 1] = id
+    j = j + 2
+  end
+end
+many('HSET', members, writes, 2)
+many('HDEL', members, removed)
+
+-- Only what the order can see is written and placed anew. A removed backend loses all but the count of
+-- connections it still has.
+local records, old = read(state, ids), {}
+for id, record in pairs(records) do
+  local weight, cap = record[3], record[4]
+  if not wanted[id] then
+    records[id] = { record[1], 0, GONE, 0, NEVER }
+  elseif wanted[id][1] == weight and wanted[id][2] == cap then
+    records[id] = nil
+  else
+    record[3], record[4], old[id] = wanted[id][1], wanted[id][2], weight
+  end
+end
+
+if ARGV[2] ~= '' then call('HSET', state, '_settings', ARGV[2]) end
+if ARGV[3] ~= '' and ARGV[3] ~= call('HGET', state, '_a') then
+  -- Scores of one algorithm mean nothing to another: everybody enters anew, in the order of names.
+  call('HSET', state, '_a', ARGV[3])
+  call('HDEL', state, '_f', '_q', '_p')
+  call('DEL', order)
+  for id, record in pairs(read(state, call('HKEYS', members))) do
+    records[id] = records[id] or record
+    records[id][5] = NEVER
+  end
+end
+place(state, order, records, old)
+
+version = version + 1
+call('HSET', state, '_v', version)
+call('PUBLISH', KEYS[4], ARGV[4])
+return version

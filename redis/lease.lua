@@ -1,0 +1,41 @@
+-- Makes a worker's lease hold exactly what the worker says it holds, under a new epoch; or closes it.
+--
+-- KEYS  1 state   2 order   3 workers   4 the worker's lease
+-- ARGV  1 worker   2 the new epoch, "" to give everything back and close the lease
+--       then pairs: backend id, connections the worker holds
+-- Returns the version of the pool
+--
+-- Atomic because the counts of the pool change by the difference between two states of the lease: read and
+-- written in two steps, a claim or a reaper in between would be counted twice or never.
+
+-- @include place
+
+local state, order, workers, lease = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local worker, epoch = ARGV[1], ARGV[2]
+
+local delta, fields = {}, { '_', epoch }
+local held = call('HGETALL', lease)
+for j = 1, #held, 2 do
+  if held[j] ~= '_' then delta[held[j]] = -(tonumber(held[j + 1]) or 0) end
+end
+for j = 3, #ARGV, 2 do
+  local id, connections = ARGV[j], tonumber(ARGV[j + 1])
+  if connections > 0 then
+    delta[id] = (delta[id] or 0) + connections
+    fields[#fields + 1], fields[#fields + 2] = id, connections
+  end
+end
+for id, difference in pairs(delta) do
+  if difference == 0 then delta[id] = nil end
+end
+count(state, order, delta)
+
+call('DEL', lease)
+if epoch == '' then
+  call('ZREM', workers, worker)
+else
+  many('HSET', lease, fields, 2)
+  local now = call('TIME')
+  call('ZADD', workers, now[1] + now[2] / 1000000, worker)
+end
+return tonumber(call('HGET', state, '_v')) or 0

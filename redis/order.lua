@@ -1,0 +1,68 @@
+-- What the scripts share: where a backend stands in the order of its pool.
+--
+-- The order is a sorted set of the backends that may take a request now; the lowest score is next, ties
+-- by name. Fields of the state hash read and written here (no backend's id begins with "_"):
+--
+--   _a     algorithm: "...least-connections" scores by load, everything else by turns, and "weighted-..."
+--          divides by the weight
+--   _f     floor: the score the last pick was made at, the virtual time of a fair queue
+--   _q     picks and releases since the order was numbered anew; breaks ties of least-connections
+--   _p     how many backends have entered weighted round robin
+--   <id>   five doubles, little-endian (see RECORD): one field instead of five halves what a claim costs
+--
+-- A backend stands in the order exactly when its weight is > 0 and its cap is 0 or above its in-flight.
+
+local call, tonumber, pack, unpack_record = redis.call, tonumber, struct.pack, struct.unpack
+
+-- in flight, requests ever, weight (0: takes no new traffic; GONE: not a member any more, but still has
+-- connections), cap of in flight (0: none), the score with which it left the order (NEVER: it has not)
+local RECORD = '<ddddd'
+local GONE, NEVER = -1, -1
+
+-- Load and tie share a double. With weights up to 1000 two different loads are at least
+-- 1/(1000 * 999) > 2^-20 apart, so 2^24 steps of 2^-44 never reach from one to the other, and a load
+-- below 512 leaves the lowest step representable.
+local STEP = 2 ^ -44
+local STEPS = 2 ^ 24
+-- Deadlines of weighted round robin are sums of 1/weight; kept below 2^20 (one per full cycle of the
+-- weights) their rounding errors stay below one turn in total.
+local CYCLES = 2 ^ 20
+-- unpack() pushes its results on the Lua stack, which ends at about 8000.
+local CHUNK = 4000
+local GOLDEN = (5 ^ 0.5 - 1) / 2
+
+local function rules(algorithm)
+  local least = algorithm == 'least-connections' or algorithm == 'weighted-least-connections'
+  return least, algorithm == 'weighted-round-robin' or algorithm == 'weighted-least-connections'
+end
+
+-- One command over any number of arguments, in as few calls as the stack allows; `group` is how many
+-- arguments belong together. Returns the answer, put together where it is an array.
+local function many(command, key, args, group)
+  local count = #args
+  if count == 0 then return {} end
+  if count <= CHUNK then return call(command, key, unpack(args)) end
+  local size, all = CHUNK - CHUNK % (group or 1), {}
+  for first = 1, count, size do
+    local part = call(command, key, unpack(args, first, math.min(first + size - 1, count)))
+    if type(part) == 'table' then
+      for j = 1, #part do all[#all + 1] = part[j] end
+    end
+  end
+  return all
+end
+
+-- The score with which a backend enters an order of turns. One that has been there goes on at its own
+-- next turn that is not in the past: it neither catches up in a burst nor gets a second turn for
+-- coming back at once, and backends that return together keep apart. A newcomer to weighted round
+-- robin gets a fraction of its step that no other has (multiples of the golden ratio spread most
+-- evenly), or backends of equal weight would always take their turns in one burst.
+local function entry(state, weighted, weight, floor, saved)
+  local step = weighted and 1 / weight or 1
+  if saved ~= NEVER then
+    if saved >= floor then return math.min(saved, floor + step) end -- its weight may have grown meanwhile
+    return saved + math.ceil((floor - saved) / step) * step
+  end
+  if not weighted then return floor end
+  return floor + (call('HINCRBY', state, '_p', 1) * GOLDEN % 1) * step
+end

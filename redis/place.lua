@@ -1,0 +1,71 @@
+-- Moving any number of backends in the order, for the rare scripts: `claim` does it within its batch.
+
+-- @include order
+
+-- Writes records (id -> { in flight, requests, weight, cap, saved score }) and puts their backends where they
+-- belong now. `old`: id -> the weight it had, where that may have changed.
+local function place(state, order, records, old)
+  local ids, adds, leave, sets, gone = {}, {}, {}, {}, {}
+  for id in pairs(records) do ids[#ids + 1] = id end
+  if #ids == 0 then return end
+  table.sort(ids) -- pairs() has no order, and newcomers get their place by it
+  local head = call('HMGET', state, '_a', '_f', '_q')
+  local least, weighted = rules(head[1])
+  local floor, turns = tonumber(head[2]) or 0, tonumber(head[3]) or 0
+  local scores = many('ZMSCORE', order, ids)
+  for j = 1, #ids do
+    local id, score, new = ids[j], tonumber(scores[j]), nil
+    local record = records[id]
+    local inflight, weight, cap = record[1], record[3], record[4]
+    if weight <= 0 or (cap > 0 and inflight >= cap) then
+      if score then
+        leave[#leave + 1] = id
+        record[5] = score
+      end
+    elseif least then
+      turns = turns + 1
+      new = inflight / (weighted and weight or 1) + turns * STEP
+    elseif not score then
+      new = entry(state, weighted, weight, floor, record[5])
+    elseif weighted and old and (old[id] or 0) > 0 and old[id] ~= weight and score > floor then
+      -- What is left of its step shrinks or grows with the weight, so a new weight acts at once.
+      new = floor + (score - floor) * old[id] / weight
+    end
+    if new then adds[#adds + 1], adds[#adds + 2] = new, id end
+    if weight == GONE and inflight == 0 then
+      gone[#gone + 1] = id
+    else
+      sets[#sets + 1], sets[#sets + 2] = id, pack(RECORD, unpack(record))
+    end
+  end
+  if least then call('HSET', state, '_q', turns) end
+  many('HSET', state, sets, 2)
+  many('HDEL', state, gone)
+  many('ZREM', order, leave)
+  many('ZADD', order, adds, 2)
+end
+
+-- The records of backends (id -> record); one that is unknown is GONE with nothing in flight.
+local function read(state, ids)
+  local seen, records = many('HMGET', state, ids), {}
+  for j = 1, #ids do
+    if seen[j] then
+      local inflight, requests, weight, cap, saved = unpack_record(RECORD, seen[j])
+      records[ids[j]] = { inflight, requests, weight, cap, saved }
+    else
+      records[ids[j]] = { 0, 0, GONE, 0, NEVER }
+    end
+  end
+  return records
+end
+
+-- Changes the in-flight counts of backends (`delta`: id -> difference), never below zero. A backend that
+-- was removed keeps its count until its last connection is given back: when it returns under the
+-- same name, its count and its cap are right.
+local function count(state, order, delta)
+  local ids = {}
+  for id in pairs(delta) do ids[#ids + 1] = id end
+  local records = read(state, ids)
+  for id, record in pairs(records) do record[1] = math.max(0, record[1] + delta[id]) end
+  place(state, order, records)
+end

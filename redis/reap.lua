@@ -1,0 +1,28 @@
+-- Gives back what a worker held that has shown no sign of life for longer than its lease.
+--
+-- KEYS  1 state   2 order   3 workers   4 the worker's lease
+-- ARGV  1 worker   2 length of a lease, seconds
+-- Returns the number of connections given back, or -1 when the worker is alive (nothing done)
+--
+-- Atomic because several reapers look for the dead, and the dead may wake up: whoever comes first takes the
+-- lease away whole, and the next one finds nothing. The age is judged here, by the server's clock.
+
+-- @include place
+
+local state, order, workers, lease = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local now, seen = call('TIME'), call('ZSCORE', workers, ARGV[1])
+if seen and now[1] + now[2] / 1000000 - tonumber(seen) < tonumber(ARGV[2]) then return -1 end
+
+local delta, total = {}, 0
+local held = call('HGETALL', lease)
+for j = 1, #held, 2 do
+  local connections = held[j] ~= '_' and tonumber(held[j + 1]) or 0
+  if connections > 0 then
+    delta[held[j]] = -connections
+    total = total + connections
+  end
+end
+count(state, order, delta)
+call('DEL', lease)
+call('ZREM', workers, ARGV[1])
+return total

@@ -1,0 +1,121 @@
+"""A pool in a real store, driven through the scripts themselves."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, cast
+
+import redis
+
+from lb.state.keys import PoolKeys
+from lb.state.scripts import CLAIM_SHA, CLAIM_SOURCE, Put, Scripts
+
+EPOCH = "e"
+
+
+class Record(NamedTuple):
+    """What the state hash has of a backend."""
+
+    in_flight: int
+    requests: int
+    weight: int
+    cap: int
+    saved: float
+
+
+class LostError(Exception):
+    """The lease is not at this epoch."""
+
+
+class Pool:
+    """One pool and the calls a test makes on it."""
+
+    def __init__(self, client: redis.Redis, name: str = "p") -> None:
+        self.client = client
+        self.keys = PoolKeys(name)
+        self.scripts = Scripts(client)
+        client.script_load(CLAIM_SOURCE)
+
+    def commit(
+        self, put: Iterable[Put] = (), delete: Iterable[str] = (), algorithm: str = "", settings: bytes = b""
+    ) -> int:
+        """Commit on top of whatever version there is."""
+        return self.scripts.commit(
+            self.keys, self.version(), b"{}", put, delete, algorithm=algorithm, settings=settings
+        )
+
+    def make(self, algorithm: str, weights: Mapping[str, int] | Iterable[str], cap: int = 0) -> None:
+        """Write a pool of available backends, and open the lease of worker "w"."""
+        if not isinstance(weights, Mapping):
+            weights = dict.fromkeys(weights, 1)
+        self.commit([put(name, weight, cap) for name, weight in weights.items()], algorithm=algorithm)
+        self.scripts.lease(self.keys, "w", EPOCH, {})
+
+    def call(
+        self,
+        claims: int = 0,
+        releases: Mapping[str, int] | Iterable[tuple[str, int]] = (),
+        exclude: Sequence[Iterable[str]] = (),
+        worker: str = "w",
+        epoch: str = EPOCH,
+    ) -> tuple[int, list[str | None]]:
+        """Call `claim`: version and picks. `exclude`: one set for each of the last claims."""
+        pairs = list(releases.items() if isinstance(releases, Mapping) else releases)
+        answer = self.client.evalsha(
+            CLAIM_SHA,
+            3,
+            *(self.keys.state, self.keys.order, self.keys.lease(worker)),
+            *(epoch, claims, len(pairs)),
+            *(part for pair in pairs for part in pair),
+            *("\n".join(names) for names in exclude),
+        )
+        version, *picks = cast("list[int | bytes | None]", answer)
+        if version == -1:
+            assert not picks
+            raise LostError
+        assert isinstance(version, int)
+        assert len(picks) == claims
+        return version, [pick.decode() if isinstance(pick, bytes) else None for pick in picks]
+
+    def claim(self, claims: int = 1, worker: str = "w", epoch: str = EPOCH) -> list[str]:
+        """Claims that must all succeed."""
+        picks = self.call(claims, worker=worker, epoch=epoch)[1]
+        assert None not in picks
+        return [pick for pick in picks if pick]
+
+    def release(self, *names: str, worker: str = "w", epoch: str = EPOCH) -> None:
+        """Give back one connection of each name."""
+        self.call(0, [(name, 1) for name in names], worker=worker, epoch=epoch)
+
+    # What the store has.
+
+    def version(self) -> int:
+        return int(cast("bytes | None", self.client.hget(self.keys.state, "_v")) or 0)
+
+    def records(self) -> dict[str, Record]:
+        state = cast("dict[bytes, bytes]", self.client.hgetall(self.keys.state))
+        found = {}
+        for name, value in state.items():
+            if not name.startswith(b"_"):
+                in_flight, requests, weight, cap, saved = struct.unpack("<5d", value)
+                found[name.decode()] = Record(int(in_flight), int(requests), int(weight), int(cap), saved)
+        return found
+
+    def in_flight(self) -> dict[str, int]:
+        """Backend → connections, of those that have any."""
+        return {name: record.in_flight for name, record in self.records().items() if record.in_flight}
+
+    def held(self, worker: str = "w") -> dict[str, int]:
+        """What the lease of a worker holds, without zeros."""
+        lease = cast("dict[bytes, bytes]", self.client.hgetall(self.keys.lease(worker)))
+        return {name.decode(): int(n) for name, n in lease.items() if name != b"_" and int(n)}
+
+    def order(self) -> dict[str, float]:
+        pairs = cast("list[tuple[bytes, float]]", self.client.zrange(self.keys.order, 0, -1, withscores=True))
+        return {name.decode(): score for name, score in pairs}
+
+
+def put(name: str, weight: int = 1, cap: int = 0, available: bool = True) -> Put:
+    """A backend as `commit` takes it."""
+    return Put(name, b'{"id":"%s"}' % name.encode(), available and weight > 0, weight, cap)

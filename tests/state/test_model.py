@@ -1,0 +1,265 @@
+"""A model of a pool beside the real one: whatever is done in whatever order, both say the same.
+
+Workers join, crash, wake up and leave, backends come, go, drain and change, the algorithm switches. After each
+step the counts, leases and the order are compared; each claim is judged by what the pool was then.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+import redis
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from lb.state.lease import WorkerLease
+from lb.state.scripts import LeaseLost
+from tests.state.pool import LostError, Pool, put
+
+ALGORITHMS = ("round-robin", "weighted-round-robin", "least-connections", "weighted-least-connections")
+NAMES = st.sampled_from(["a", "b", "c", "d:80", "e", "[::1]:80"])
+WORKERS = st.sampled_from(["w1", "w2", "w3"])
+
+
+@dataclass
+class Member:
+    """A backend as the model has it."""
+
+    weight: int = 1
+    cap: int = 0
+    available: bool = True
+
+    @property
+    def usable(self) -> bool:
+        return self.available and self.weight > 0
+
+
+@dataclass
+class Worker:
+    """What a worker knows it holds; `lease` is None before it opened one."""
+
+    lease: WorkerLease
+    held: Counter[str] = field(default_factory=Counter)
+    registered: bool = True
+
+
+class Machine(RuleBasedStateMachine):
+    """Does things to a pool and its model. Subclassed with the client of a server."""
+
+    client: redis.Redis
+
+    @initialize(algorithm=st.sampled_from(ALGORITHMS), count=st.integers(1, 4))
+    def begin(self, algorithm: str, count: int) -> None:
+        self.client.flushdb()
+        self.pool = Pool(self.client)
+        self.algorithm = algorithm
+        self.members = {name: Member() for name in ["a", "b", "c", "d:80"][:count]}
+        self.workers: dict[str, Worker] = {}
+        self.requests: Counter[str] = Counter()
+        self.window: Counter[str] = Counter()
+        self.pool.commit([put(name) for name in self.members], algorithm=algorithm)
+
+    # What is true of the pool.
+
+    def in_flight(self, name: str) -> int:
+        return sum(worker.held[name] for worker in self.workers.values() if worker.registered)
+
+    def load(self, name: str) -> float:
+        weighted = self.algorithm.startswith("weighted")
+        return self.in_flight(name) / (self.members[name].weight if weighted else 1)
+
+    def eligible(self) -> set[str]:
+        return {
+            name
+            for name, member in self.members.items()
+            if member.usable and not (0 < member.cap <= self.in_flight(name))
+        }
+
+    def fresh(self) -> None:
+        """From here on the shares are counted anew: the pool is not what it was."""
+        self.window.clear()
+
+    # Membership.
+
+    @rule(
+        name=NAMES,
+        weight=st.sampled_from([0, 1, 1, 2, 3, 10]),
+        cap=st.sampled_from([0, 0, 1, 2, 5]),
+        available=st.booleans(),
+    )
+    def write(self, name: str, weight: int, cap: int, available: bool) -> None:
+        if name not in self.members:
+            self.requests[name] = 0
+        self.members[name] = Member(weight, cap, available)
+        self.pool.commit([put(name, weight, cap, available)])
+        self.fresh()
+
+    @rule(name=NAMES)
+    def plain(self, name: str) -> None:
+        self.write(name, 1, 0, True)
+
+    @rule(name=NAMES)
+    def remove(self, name: str) -> None:
+        if self.members.pop(name, None):
+            self.pool.commit(delete=[name])
+            self.requests.pop(name, None)
+            self.fresh()
+
+    @rule(algorithm=st.sampled_from(ALGORITHMS))
+    def switch(self, algorithm: str) -> None:
+        self.algorithm = algorithm
+        self.pool.commit(algorithm=algorithm)
+        self.fresh()
+
+    # Workers.
+
+    @rule(name=WORKERS)
+    def join(self, name: str) -> None:
+        """A new worker, or one that was reaped and wakes up with what it still holds."""
+        worker = self.workers.setdefault(name, Worker(WorkerLease(self.pool.scripts, "p", name)))
+        assert worker.lease.open(worker.held) == self.pool.version()
+        worker.registered = True
+        self.fresh()
+
+    @rule(name=WORKERS, data=st.data())
+    def come_back_with_less(self, name: str, data: st.DataObject) -> None:
+        """Connections ended while the store was away."""
+        worker = self.workers.get(name)
+        if worker:
+            for backend in list(worker.held):
+                worker.held[backend] -= data.draw(st.integers(0, worker.held[backend]))
+            self.join(name)
+
+    @rule(name=WORKERS)
+    def die(self, name: str) -> None:
+        worker = self.workers.get(name)
+        given = self.pool.scripts.reap(self.pool.keys, name, 0)
+        assert given == (worker.held.total() if worker and worker.registered else 0)
+        if worker:
+            worker.registered = False
+            with pytest.raises(LeaseLost):
+                worker.lease.beat()
+
+    @rule(name=WORKERS)
+    def leave(self, name: str) -> None:
+        worker = self.workers.pop(name, None)
+        if worker:
+            worker.lease.close()
+
+    @rule(name=WORKERS)
+    def live(self, name: str) -> None:
+        worker = self.workers.get(name)
+        if worker and worker.registered:
+            assert worker.lease.beat() == self.pool.version()
+            assert self.pool.scripts.reap(self.pool.keys, name, 1000) is None
+
+    # Traffic.
+
+    @rule(
+        name=WORKERS,
+        plain=st.integers(0, 12),
+        exclude=st.lists(st.sets(NAMES, min_size=1, max_size=3), max_size=2),
+        data=st.data(),
+    )
+    def call(self, name: str, plain: int, exclude: list[set[str]], data: st.DataObject) -> None:
+        worker = self.workers.get(name)
+        if not worker:
+            return
+        back = {
+            backend: data.draw(st.integers(0, count + 1), backend) for backend, count in worker.held.items() if count
+        }
+        claims = plain + len(exclude)
+        if not worker.registered:
+            with pytest.raises(LostError):
+                self.pool.call(claims, back, exclude, name, worker.lease.epoch)
+            return
+        version, picks = self.pool.call(claims, back, exclude, name, worker.lease.epoch)
+        assert version == self.pool.version()
+        for backend, count in back.items():
+            worker.held[backend] -= min(count, worker.held[backend])
+        excluded = [set[str]()] * plain + [set(each) for each in exclude]
+        for pick, without in zip(picks, excluded, strict=True):
+            choice = self.eligible() - without
+            if pick is None:
+                assert not choice
+                continue
+            assert pick in choice
+            if self.algorithm.endswith("least-connections"):
+                assert self.load(pick) == min(self.load(each) for each in choice)
+            worker.held[pick] += 1
+            self.requests[pick] += 1
+            self.window[pick] += 1
+            if not without:
+                self.judge_shares()
+        if any(excluded):
+            self.fresh()
+
+    @rule(name=WORKERS, count=st.integers(1, 40))
+    def plenty(self, name: str, count: int) -> None:
+        """Many plain claims at once: what shows unfair shares."""
+        worker = self.workers.get(name)
+        if worker and worker.registered:
+            _, picks = self.pool.call(count, {}, (), name, worker.lease.epoch)
+            for pick in filter(None, picks):
+                worker.held[pick] += 1
+                self.requests[pick] += 1
+                self.window[pick] += 1
+                self.judge_shares()
+
+    def judge_shares(self) -> None:
+        """By turns, while the pool stays as it is: nobody is more than a turn ahead or behind."""
+        usable = [name for name, member in self.members.items() if member.usable]
+        if self.algorithm.endswith("least-connections") or any(self.members[name].cap for name in usable):
+            return
+        weighted = self.algorithm.startswith("weighted")
+        # In units of one turn. A turn of weight w takes 1/w of a cycle, and may be just over or just to come.
+        turn = {name: 1 / (self.members[name].weight if weighted else 1) for name in usable}
+        for one in usable:
+            for other in usable:
+                ahead = self.window[one] * turn[one] - self.window[other] * turn[other]
+                limit = turn[one] + turn[other] if weighted else 1
+                assert ahead <= limit + 1e-9, (one, other, self.window)
+
+    # After each step.
+
+    @invariant()
+    def counts_agree(self) -> None:
+        records = self.pool.records()
+        names = set(self.members) | {name for name in self.all_held() if self.in_flight(name)}
+        assert set(records) == names
+        for name, record in records.items():
+            assert record.in_flight == self.in_flight(name), name
+            assert record.requests == self.requests[name] or name not in self.members
+
+    @invariant()
+    def leases_agree(self) -> None:
+        for name, worker in self.workers.items():
+            wanted = +worker.held if worker.registered else {}
+            assert self.pool.held(name) == wanted
+        living = {name.encode() for name, worker in self.workers.items() if worker.registered}
+        assert set(self.pool.client.zrange(self.pool.keys.workers, 0, -1)) == living
+
+    @invariant()
+    def the_order_has_whom_it_should(self) -> None:
+        assert set(self.pool.order()) == self.eligible()
+
+    def all_held(self) -> set[str]:
+        return {backend for worker in self.workers.values() for backend in worker.held}
+
+
+@pytest.mark.timeout(120)
+def test_whatever_is_done(client: redis.Redis) -> None:
+    machine = type("BoundMachine", (Machine,), {"client": client})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=70,
+            stateful_step_count=35,
+            deadline=None,
+            database=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )
