@@ -1,0 +1,114 @@
+"""The access log: one JSON object a line, written in batches.
+
+A request costs the making of one `Entry`; encoding and writing are done for many at once, a few times a
+second. JSON escapes whatever a client puts into a target or a header, so no request can forge a line.
+When the destination cannot be written (disk full, a pipe nobody reads) serving goes on: entries are
+dropped and counted, and the error log says so once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any
+
+import msgspec
+
+_LOG = logging.getLogger("lb")
+
+
+class Entry(msgspec.Struct, omit_defaults=True, gc=False):
+    """One request. Times in seconds; `time` since the epoch, when it came; `duration` until the answer was over.
+
+    `code` says in one stable word why the balancer answered itself (see `lb.errors`); `tried` lists backends that
+    failed before `backend` answered.
+    """
+
+    time: float
+    id: str
+    client: str
+    method: str
+    host: str
+    target: str
+    status: int = 0
+    bytes: int = 0
+    duration: float = 0.0
+    pool: str = ""
+    backend: str = ""
+    upstream: float = 0.0
+    tried: tuple[str, ...] = ()
+    code: str = ""
+
+
+class AccessLog:
+    """Entries on their way to `destination`: "-" standard output, "" nowhere, else a path.
+
+    `add` is cheap; `flush` must be called every now and then, and before the process ends.
+    """
+
+    MAX_PENDING = 50_000
+    """Entries kept at most while the destination does not take them."""
+
+    def __init__(self, destination: str) -> None:
+        self.destination = destination
+        self.dropped = 0
+        self._pending: list[Entry] = []
+        self._rest = b""
+        self._failing = False
+        self._encoder = msgspec.json.Encoder()
+        self._fd = -1
+        #: Takes an entry; a bound method of a list, so that a request pays for no frame.
+        self.add = self._pending.append
+        if not destination:
+            self.add = _ignore
+        else:
+            self.reopen()
+
+    def reopen(self) -> None:
+        """Open the file anew, after it was rotated. Raises OSError."""
+        if not self.destination:
+            return
+        if self.destination == "-":
+            self._fd = sys.stdout.fileno()
+            return
+        fd = os.open(self.destination, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = fd
+
+    def flush(self) -> None:
+        """Write what has gathered. Never raises for the destination's faults."""
+        if not self._pending and not self._rest:
+            return
+        # The list stays the same object: `add` is bound to it.
+        entries = self._pending[:]
+        self._pending.clear()
+        data = self._rest + self._encoder.encode_lines(entries)
+        self._rest = b""
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except BlockingIOError:
+            self._keep(data)
+        except OSError as exc:
+            self.dropped += data.count(b"\n")
+            if not self._failing:
+                _LOG.error("access log %s: %s; lines are lost until it takes them again", self.destination, exc)
+            self._failing = True
+            return
+        if self._failing:
+            _LOG.warning("access log %s works again; %d lines were lost", self.destination, self.dropped)
+            self._failing = False
+
+    def _keep(self, data: bytes) -> None:
+        """A pipe that is full: keep whole lines for the next time, up to a bound."""
+        if data.count(b"\n") > self.MAX_PENDING:
+            self.dropped += data.count(b"\n")
+            newline = data.find(b"\n") + 1  # the rest of a line that was begun
+            data = data[:newline]
+        self._rest = data
+
+
+def _ignore(entry: Any) -> None:
+    """No access log is wanted."""

@@ -1,0 +1,167 @@
+"""Starting up: what the gunicorn master does before it forks, and what each worker is put together from.
+
+The master reads the configuration, starts (or joins) the embedded store where no other is configured,
+and publishes the configured backends. Whatever is wrong by then is said in one line, and the exit code is 1;
+at a reload the running configuration stays in force instead.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from lb import config
+from lb.errors import ConfigError, LbError
+from lb.settings import Settings
+from lb.state import embedded
+from lb.state.decide import declare
+from lb.state.registry import Registry
+from lb.state.store import check_server, connect, runtime_dir, store_url
+
+if TYPE_CHECKING:
+    from lb.proxy.conn import Reactor
+    from lb.service import Service
+    from lb.state.fleet import Runtime
+
+_LOG = logging.getLogger("lb")
+
+_settings: Settings | None = None
+_store: embedded.EmbeddedStore | None = None
+
+
+def fail(message: object) -> NoReturn:
+    """Say in one line what is wrong, and end with exit code 1."""
+    print(f"lb: error: {message}", file=sys.stderr, flush=True)
+    sys.exit(1)
+
+
+def gunicorn_settings(env: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """The gunicorn settings that follow from the configuration, read anew.
+
+    gunicorn runs its configuration file at start and at each reload, and leaves without its workers
+    when that raises: a configuration that cannot be read ends the start, but not a running balancer.
+    """
+    global _settings
+    try:
+        _settings = config.load(env=env)
+    except ConfigError as exc:
+        if _settings is None:
+            fail(exc)
+        _LOG.error("reload: %s; the running configuration stays in force", exc)
+    settings = _settings
+    assert settings is not None
+    return {
+        "bind": [settings.bind, settings.control_bind],
+        "workers": settings.workers or len(os.sched_getaffinity(0)),
+        "worker_class": "lb.worker.Worker",
+        "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else None,
+        "graceful_timeout": int(settings.graceful_timeout + 0.999),
+        "loglevel": settings.log.level,
+        "proc_name": "lb",
+        "threads": 16,
+        # Its asyncio thread would be forked into the workers, and its socket left in the home folder.
+        "control_socket_disable": True,
+        # Which proxies may be believed is for this program to decide, under every worker class.
+        "forwarded_allow_ips": "",
+    }
+
+
+def settings() -> Settings:
+    """The configuration in force."""
+    if _settings is None:
+        gunicorn_settings()
+    assert _settings is not None
+    return _settings
+
+
+def start_master(addresses: list[Any], log: logging.Logger) -> None:
+    """What the master does before it binds: check the addresses, start the store, publish the backends."""
+    global _store
+    use_log(log)
+    try:
+        if not {"GUNICORN_FD", "LISTEN_FDS"} & os.environ.keys():
+            for address in addresses:
+                _check_free(address)
+        if not settings().redis_url:
+            _store = embedded.start_or_join(runtime_dir(settings().runtime_dir))
+        publish()
+    except LbError as exc:
+        stop_master()
+        fail(exc)
+
+
+def reload_master() -> None:
+    """Publish what a reload has changed. The store's faults are logged: workers go on without."""
+    try:
+        publish()
+    except LbError as exc:
+        _LOG.error("reload: the backends could not be published: %s", exc)
+
+
+def stop_master() -> None:
+    """Leave the embedded store; the last one to leave stops it."""
+    global _store
+    store, _store = _store, None
+    if store is not None:
+        store.leave()
+
+
+def leave_if_orphaned(parent: int) -> None:
+    """For a worker whose master (`parent`) died: nobody else would stop the embedded store."""
+    if _store is not None and os.getppid() != parent:
+        _store.leave_if_orphaned()
+
+
+def publish() -> None:
+    """Write the configured pools into the shared state. Raises StoreError, ConfigError."""
+    client = connect(store_url(settings().redis_url, settings().runtime_dir))
+    try:
+        check_server(client)
+        registry = Registry(client)
+        for name, pool in settings().pools.items():
+            registry.change(name, declare(pool))
+    finally:
+        client.close()
+
+
+def service(runtime: Runtime, reactor: Reactor | None) -> Service:
+    """The parts of a worker process, not started yet."""
+    # Imported here, in the worker: gevent must have patched ssl before requests and urllib3 refer to it.
+    from lb.control import Control
+    from lb.service import Service
+
+    control = Control(settings().control_token)
+    made = Service(settings(), runtime, reactor, control)
+    control.service = made
+    return made
+
+
+def use_log(log: logging.Logger) -> None:
+    """Let this program's log go where gunicorn's error log goes."""
+    _LOG.handlers = log.handlers
+    _LOG.setLevel(log.level)
+    _LOG.propagate = False
+
+
+def _check_free(address: Any) -> None:
+    """Say at once, and once, that an address is taken: gunicorn itself tries five times over five seconds."""
+    if not isinstance(address, tuple):
+        return
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    shown = f"[{address[0]}]:{address[1]}" if family == socket.AF_INET6 else f"{address[0]}:{address[1]}"
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as exc:
+            if exc.errno == errno.EADDRINUSE:
+                raise ConfigError(
+                    f"{shown} is in use by another process; stop it, or choose another address "
+                    "with LB_BIND or LB_CONTROL_BIND"
+                ) from None
+            raise ConfigError(f"cannot listen on {shown}: {exc.strerror}") from None

@@ -1,0 +1,435 @@
+"""One client's connection: reads requests, calls the application, writes the answers.
+
+Between requests a connection has no greenlet, only its watcher: ten thousand idle ones cost their
+sockets and little more. When the first bytes of a request arrive, a greenlet is taken from a pool for
+as long as that request (and whatever was pipelined behind it) lasts.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+import struct
+from _socket import socket as RawSocket
+from collections.abc import Callable, Iterable
+from time import monotonic, perf_counter, time
+from typing import Any, Protocol
+from urllib.parse import unquote_to_bytes
+
+from gunicorn_h1c import IncompleteError, LimitRequestHeaders, LimitRequestLine, ParseError, parse_request_fast
+
+from lb.accesslog import Entry
+from lb.errors import BadRequest, ClientError, HeaderTooLarge, ProxyError, UnsupportedCoding, UriTooLong
+from lb.proxy.body import BodyReader, client_fault
+from lb.proxy.conn import Conn
+from lb.proxy.forward import Answer
+from lb.proxy.http1 import (
+    CODING,
+    EXPECT,
+    HOST,
+    LAST_CHUNK,
+    LENGTH,
+    NAMES,
+    UnsupportedTransferCoding,
+    chunk,
+    request_body,
+)
+from lb.wsgi import origin_form, problem
+
+MAX_HEAD = 65536
+"""Bytes: the largest request head that is read."""
+MAX_LINE = 8190
+"""Bytes: the longest request line."""
+MAX_FIELDS = 100
+MAX_FIELD = 8190
+"""Bytes: the longest field."""
+LINGER = 2.0
+"""Seconds for which what a client still sends is read and dropped after an early answer."""
+
+_NO_BODY = io.BytesIO()
+_RESET = struct.pack("ii", 1, 0)
+
+WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+class Host(Protocol):
+    """What a connection needs of the worker that accepted it."""
+
+    app: WsgiApp
+    draining: bool
+    keepalive: float
+    header_timeout: float
+    body_timeout: float
+
+    def run(self, client: Client, data: bytes) -> None: ...
+    def gone(self, client: Client) -> None: ...
+    def log_refused(self, entry: Entry) -> None: ...
+    def crashed(self, environ: dict[str, Any]) -> None: ...
+    def next_id(self) -> str: ...
+
+
+class Client:
+    """A connection, from accept to close."""
+
+    __slots__ = ("base", "conn", "head_sent", "host", "idle_since", "lines", "measured", "pending", "reason", "status", "version")
+
+    def __init__(self, host: Host, conn: Conn, base: dict[str, Any]) -> None:
+        self.host = host
+        self.conn = conn
+        #: The environ of each request before its head is filled in.
+        self.base = base
+        base["lb.start"] = self.start_raw
+        #: What has arrived of a head that is not whole yet.
+        self.pending = b""
+        self.version = 1
+        self.status = 0
+        self.reason = ""
+        #: The answer's fields as lines; do they say how long its body is?
+        self.lines = b""
+        self.measured = False
+        self.head_sent = False
+        self.idle_since = monotonic()
+        conn.idle = self._on_readable
+        conn.deadline = self.idle_since + host.header_timeout
+
+    # In the hub.
+
+    def _on_readable(self) -> None:
+        conn = self.conn
+        try:
+            data = conn.sock.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        if not data:
+            self.close()
+            return
+        if self.pending:
+            data = self.pending + data
+        conn.idle = None
+        self.host.run(self, data)
+
+    def close(self) -> None:
+        """Close the connection. May be called again."""
+        if not self.conn.closed:
+            self.conn.close()
+        self.host.gone(self)
+
+    @property
+    def idle(self) -> bool:
+        """Is it between two requests?"""
+        return self.conn.idle is not None
+
+    # In a greenlet.
+
+    def serve(self, data: bytes) -> None:
+        """Handle `data`, which begins with a request's head, until the connection is idle or closed."""
+        seen = len(self.pending)
+        while True:
+            try:
+                head = parse_request_fast(
+                    data,
+                    seen,
+                    limit_request_line=MAX_LINE,
+                    limit_request_fields=MAX_FIELDS,
+                    limit_request_field_size=MAX_FIELD,
+                    permit_unconventional_http_method=True,
+                )
+            except IncompleteError:
+                if len(data) > MAX_HEAD:
+                    self._refuse(HeaderTooLarge("the head is too large"))
+                    return
+                self._await_head(data)
+                return
+            except LimitRequestLine as exc:
+                self._refuse(UriTooLong(str(exc)))
+                return
+            except LimitRequestHeaders as exc:
+                self._refuse(HeaderTooLarge(str(exc)))
+                return
+            except ParseError as exc:
+                self._refuse(BadRequest(str(exc)))
+                return
+            try:
+                environ = self._environ(head, data)
+            except ClientError as exc:
+                self._refuse(exc)
+                return
+            rest = self._handle(environ)
+            if rest is None:
+                return
+            self.pending = b""
+            if not rest:
+                self._await_next()
+                return
+            data, seen = rest, 0
+
+    def _await_next(self) -> None:
+        conn = self.conn
+        now = self.idle_since = monotonic()
+        conn.deadline = now + self.host.keepalive
+        conn.idle = self._on_readable
+        if conn.readable():
+            conn.arm()
+
+    def _await_head(self, data: bytes) -> None:
+        conn = self.conn
+        if not self.pending:  # the first part of it: its time starts now, and does not start again
+            conn.deadline = monotonic() + self.host.header_timeout
+        self.pending = data
+        conn.idle = self._on_readable
+        if conn.readable():
+            conn.arm()
+
+    def _environ(self, head: Any, data: bytes) -> dict[str, Any]:
+        """The environ of a request. Raises ClientError when it cannot be read in exactly one way."""
+        environ = self.base.copy()
+        consumed = head.consumed
+        if data.count(b"\n", 0, consumed) != data.count(b"\r\n", 0, consumed):
+            raise BadRequest("bare LF in the head")
+        method = environ["REQUEST_METHOD"] = head.method.decode("latin-1")
+        fields = environ["lb.fields"] = head.headers
+        self.version = minor = head.minor_version
+        hosts, framed, expect, dropped, clean = 0, False, b"", False, minor == 1
+        for name, value in fields:
+            known = NAMES[name]
+            key = known.environ
+            if key in environ:
+                glue = "; " if key == "HTTP_COOKIE" else ", "
+                environ[key] = f"{environ[key]}{glue}{value.decode('latin-1')}"
+            else:
+                environ[key] = value.decode("latin-1")
+            kind = known.kind
+            if kind:
+                if kind == HOST:
+                    hosts += 1
+                elif kind == LENGTH or kind == CODING:
+                    framed = True
+                else:
+                    clean = False
+                    if kind == EXPECT:
+                        expect = value
+            elif not name:
+                raise BadRequest("line folding in the head")
+            elif b"_" in name:
+                dropped = True
+        if hosts != 1 and (hosts or minor):
+            raise BadRequest("there must be exactly one Host")
+        if dropped:
+            self._drop_ambiguous(environ, fields)
+        target = head.path.decode("latin-1")
+        if target[0] != "/" and not (target == "*" and method == "OPTIONS"):
+            target = self._absolute(environ, method, target)
+            clean = False
+        # Nothing to take out of it: the bytes go on as they came.
+        environ["lb.head"] = data[: consumed - 2] if clean and not dropped else None
+        environ["lb.target"] = environ["RAW_URI"] = target
+        path, _, environ["QUERY_STRING"] = target.partition("?")
+        environ["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1") if "%" in path else path
+        if minor == 0:
+            environ["SERVER_PROTOCOL"] = "HTTP/1.0"
+        if framed:
+            self._body(environ, fields, data[consumed:], expect)
+        else:
+            environ["lb.body"] = None
+            environ["wsgi.input"] = _NO_BODY
+            environ["lb.rest"] = data[consumed:]
+        environ["lb.keep"] = head.connection_close != 1 and (minor == 1 or head.connection_close == 0)
+        return environ
+
+    def _drop_ambiguous(self, environ: dict[str, Any], fields: Iterable[tuple[bytes, bytes]]) -> None:
+        """Leave out names with `_`: for many servers they are the same as those with `-` (Content_Length)."""
+        kept = environ["lb.fields"] = tuple(field for field in fields if b"_" not in field[0])
+        for name, _ in fields:
+            environ.pop(NAMES[name].environ, None)
+        for name, value in kept:
+            key = NAMES[name].environ
+            text = value.decode("latin-1")
+            environ[key] = f"{environ[key]}, {text}" if key in environ else text
+
+    def _absolute(self, environ: dict[str, Any], method: str, target: str) -> str:
+        if method == "CONNECT":
+            raise BadRequest("CONNECT is not for a gateway")
+        target, authority = origin_form(target)
+        # RFC 9112, section 3.2.2: the Host field is to be replaced by what the target says.
+        environ["HTTP_HOST"] = authority
+        encoded = authority.encode("latin-1")
+        environ["lb.fields"] = tuple(
+            (name, encoded) if NAMES[name].kind == HOST else (name, value) for name, value in environ["lb.fields"]
+        )
+        return target
+
+    def _body(
+        self, environ: dict[str, Any], fields: Iterable[tuple[bytes, bytes]], buffered: bytes, expect: bytes
+    ) -> None:
+        try:
+            length = request_body(fields, self.version)
+        except ValueError as exc:
+            raise BadRequest(str(exc)) from None
+        except UnsupportedTransferCoding as exc:
+            raise UnsupportedCoding(f"transfer coding {exc}") from None
+        before = self._send_continue if expect.lower() == b"100-continue" and self.version == 1 else None
+        self.conn.timeout = self.host.body_timeout
+        body = BodyReader(self.conn, length, buffered, client_fault, before)
+        environ["lb.body"] = environ["wsgi.input"] = body
+        if length < 0:
+            environ["wsgi.input_terminated"] = True
+
+    def _send_continue(self) -> None:
+        self.conn.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _handle(self, environ: dict[str, Any]) -> bytes | None:
+        """Call the application and write its answer. Returns what follows the request, None: closed."""
+        conn = self.conn
+        self.status = 0
+        self.head_sent = False
+        result: Any = None
+        try:
+            result = self.host.app(environ, self.start_response)
+            body: BodyReader | None = environ["lb.body"]
+            keep: bool = environ["lb.keep"] and not self.host.draining and (body is None or body.complete)
+            keep = self._write(environ, result, keep)
+        except OSError:
+            self.close()  # the client went away
+            return None
+        except ProxyError:
+            # The backend broke in the middle: the client must not take what it has for the whole.
+            self._reset()
+            return None
+        except Exception:
+            self.host.crashed(environ)
+            if not self.head_sent:
+                self._refuse(ProxyError("the application failed"))
+            else:
+                self._reset()
+            return None
+        finally:
+            if type(result) is not tuple and (close := getattr(result, "close", None)) is not None:
+                close()
+        if not keep:
+            if body is not None and not body.complete:
+                self._linger()
+            self.close()
+            return None
+        if conn.closed:
+            return None
+        return environ["lb.rest"] if body is None else body.rest
+
+    def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], None]:
+        """As in PEP 3333."""
+        if exc_info is not None and self.head_sent:
+            raise exc_info[1].with_traceback(exc_info[2])
+        code, _, reason = status.partition(" ")
+        measured = any(name.lower() == "content-length" for name, _ in headers)
+        lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+        self.start_raw(int(code), reason, lines.encode("latin-1"), measured)
+        return self._write_now
+
+    def start_raw(self, status: int, reason: str, lines: bytes, measured: bool) -> None:
+        """The same for those who have the fields as `lines`; `measured`: they say how long the body is."""
+        self.status, self.reason, self.lines, self.measured = status, reason, lines, measured
+
+    def _write_now(self, data: bytes) -> None:
+        if not self.head_sent:
+            self.conn.sendall(self._head(b"Connection: close\r\n"))
+        self.conn.sendall(data)
+
+    def _head(self, extra: bytes) -> bytes:
+        """The answer's head, with `extra` lines."""
+        self.head_sent = True
+        return b"HTTP/1.1 %d %b\r\n%b%b\r\n" % (self.status, self.reason.encode("latin-1"), self.lines, extra)
+
+    def _write(self, environ: dict[str, Any], result: Any, keep: bool) -> bool:
+        """Write head and body; returns whether the connection can go on."""
+        conn = self.conn
+        conn.timeout = self.host.body_timeout
+        if self.head_sent:  # somebody used write()
+            for piece in result:
+                conn.sendall(piece)
+            return False
+        status = self.status
+        if not status:
+            raise RuntimeError("the application answered without calling start_response")
+        bodiless = environ["REQUEST_METHOD"] == "HEAD" or status == 204 or status == 304
+        chunked = False
+        extra = b""
+        if not (self.measured or bodiless):
+            if type(result) is tuple:
+                extra = b"Content-Length: %d\r\n" % sum(map(len, result))
+            elif self.version == 1:
+                chunked = True
+                extra = b"Transfer-Encoding: chunked\r\n"
+            else:
+                keep = False
+        if not keep:
+            extra += b"Connection: close\r\n"
+        elif self.version == 0:
+            extra += b"Connection: keep-alive\r\n"
+        head = self._head(extra)
+        if type(result) is tuple:
+            conn.sendall(head if bodiless else head + b"".join(result))
+        elif type(result) is Answer and result.streams:
+            result.relay(conn, chunked=chunked, head=head)
+        else:
+            self._write_pieces(head, result, chunked, bodiless)
+        return keep
+
+    def _write_pieces(self, head: bytes, result: Iterable[bytes], chunked: bool, bodiless: bool) -> None:
+        conn = self.conn
+        for piece in result:
+            if piece and not bodiless:
+                conn.sendall(head + (chunk(piece) if chunked else piece))
+                head = b""
+        if chunked:
+            head += LAST_CHUNK
+        if head:
+            conn.sendall(head)
+
+    def _refuse(self, exc: ProxyError) -> None:
+        """Answer a message that cannot be served, and close."""
+        request_id = self.host.next_id()
+        environ = {"REQUEST_METHOD": "GET"}
+        entry = Entry(time(), request_id, self.base["REMOTE_ADDR"], "", "", "", exc.status, 0, 0.0, code=exc.code)
+        started = perf_counter()
+        try:
+            body = b"".join(problem(exc, environ, self.start_response, request_id))
+            self.conn.sendall(self._head(b"Connection: close\r\n") + body)
+            entry.bytes, entry.duration = len(body), perf_counter() - started
+            self._linger()
+        except OSError:
+            pass
+        self.host.log_refused(entry)
+        self.close()
+
+    def _linger(self) -> None:
+        """Read and drop what the client still sends, for a moment: a reset would destroy the answer under way."""
+        conn = self.conn
+        if conn.closed:
+            return
+        until = monotonic() + LINGER
+        try:
+            conn.sock.shutdown(socket.SHUT_WR)
+            while (left := until - monotonic()) > 0:
+                conn.timeout = left
+                if not conn.recv(65536):
+                    break
+        except OSError:
+            pass
+
+    def _reset(self) -> None:
+        if not self.conn.closed:
+            # Without this a body that ends with the connection would look whole.
+            self.conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.close()
+
+
+def accept(listener: RawSocket) -> tuple[RawSocket, Any]:
+    """The next connection, not blocking, and its peer. Raises OSError, BlockingIOError when there is none."""
+    fd, peer = listener._accept()  # type: ignore[attr-defined]
+    sock = RawSocket(listener.family, listener.type, listener.proto, fileno=fd)
+    sock.setblocking(False)
+    if listener.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock, peer

@@ -1,0 +1,60 @@
+"""gunicorn's configuration, for `lb serve` and for the file `gunicorn.conf.py`.
+
+What users set is in `lb.toml` and the environment (docs/settings.md); `hooks` ties gunicorn's life to it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lb import boot
+
+
+def on_starting(server: Any) -> None:
+    """Before anything is bound."""
+    boot.start_master(server.cfg.address, server.log.error_log)
+
+
+def on_reload(server: Any) -> None:
+    """HUP, after the configuration was read anew."""
+    boot.use_log(server.log.error_log)
+    boot.reload_master()
+
+
+def on_exit(server: Any) -> None:
+    """The master is about to end."""
+    boot.stop_master()
+
+
+def post_worker_init(worker: Any) -> None:
+    """Worker classes with threads get their parts here; `lb.worker` makes its own in its loop."""
+    from lb.worker import Worker
+
+    if isinstance(worker, Worker):
+        return
+    from lb import app
+    from lb.state.threads import ThreadRuntime, flush_log_forever
+
+    service = boot.service(ThreadRuntime(), None)
+    service.kinds_of([sock.getsockname() for sock in worker.sockets])
+    app.install(service)
+    service.start()
+    flush_log_forever(service.log.flush)
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """A worker leaves: under threads its parts are stopped here."""
+    from lb import app
+
+    app.uninstall()
+
+
+def settings() -> dict[str, Any]:
+    """All of it, for a configuration file to put into its globals; read anew at each call."""
+    hooks = (on_starting, on_reload, on_exit, post_worker_init, worker_exit)
+    return {**boot.gunicorn_settings(), **{hook.__name__: hook for hook in hooks}}
+
+
+
+if __name__ == "__config__":  # run as a configuration file: `gunicorn -c …/lb/gunicorn_conf.py`
+    globals().update(settings())

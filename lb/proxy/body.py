@@ -1,0 +1,239 @@
+"""A message body on its way through: read piece by piece, never whole.
+
+A `BodyReader` knows where the body ends, says whether it came whole, and gives back what was read beyond
+its end. Errors of its source are translated here, once: whoever relays a body can take
+every OSError that is left to be the destination's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from typing import Any
+
+from lb.errors import (
+    BadRequest,
+    BadResponse,
+    ClientGone,
+    ProxyError,
+    RequestTimeout,
+    ResponseTimeout,
+    UpstreamClosed,
+)
+from lb.proxy.conn import Stream
+from lb.proxy.http1 import CHUNKED, LAST_CHUNK, UNTIL_CLOSE, ChunkReader, chunk
+
+PIECE = 65536
+"""Bytes: the most that is read at once where no shared buffer is at hand."""
+
+
+def client_fault(exc: Exception) -> ProxyError:
+    """What it means that a client's body cannot be read."""
+    if isinstance(exc, TimeoutError):
+        return RequestTimeout("the client paused too long in its body")
+    if isinstance(exc, OSError):
+        return ClientGone("the client went away in its body")
+    return BadRequest(str(exc))
+
+
+def upstream_fault(exc: Exception) -> ProxyError:
+    """What it means that a backend's body cannot be read."""
+    if isinstance(exc, TimeoutError):
+        return ResponseTimeout("the backend paused too long in its answer")
+    if isinstance(exc, OSError):
+        return UpstreamClosed("the backend closed within its answer")
+    return BadResponse(str(exc))
+
+
+class BodyReader:
+    """The body of one message: `length` bytes, CHUNKED or UNTIL_CLOSE, of which `buffered` came with the head.
+
+    `before` is called once before the first read from the stream (`100 Continue` is its use).
+    """
+
+    __slots__ = ("_before", "_chunks", "_fault", "_left", "_ready", "_stream", "complete", "length", "rest")
+
+    def __init__(
+        self,
+        stream: Stream,
+        length: int,
+        buffered: bytes,
+        fault: Callable[[Exception], ProxyError],
+        before: Callable[[], None] | None = None,
+    ) -> None:
+        self._stream = stream
+        self._fault = fault
+        self._before = before
+        self.length = length
+        #: Has the whole body been read from the stream?
+        self.complete = False
+        #: What was read after the end of the body.
+        self.rest = b""
+        self._ready: list[bytes] = []
+        self._left = length
+        self._chunks = ChunkReader() if length == CHUNKED else None
+        if length >= 0 and len(buffered) >= length:
+            self.complete = True
+            self._left = 0
+            self.rest = buffered[length:]
+            buffered = buffered[:length]
+        elif length > 0:
+            self._left = length - len(buffered)
+        if buffered:
+            self._take(buffered)
+
+    def _take(self, data: bytes) -> None:
+        """Sort fresh bytes into content and what follows the body."""
+        if self._chunks is not None:
+            try:
+                self._ready += self._chunks.feed(data)
+            except ValueError as exc:
+                raise self._fault(exc) from None
+            if self._chunks.done:
+                self.complete = True
+                self.rest = self._chunks.rest
+        else:
+            self._ready.append(data)
+
+    def _fill(self) -> None:
+        """Read once from the stream. Raises what `fault` makes of an error or an early end."""
+        if self._before is not None:
+            before, self._before = self._before, None
+            before()
+        left = self._left
+        try:
+            data = self._stream.recv(min(PIECE, left) if left > 0 else PIECE)
+        except OSError as exc:
+            raise self._fault(exc) from None
+        if not data:
+            self._ended()
+        elif left > 0:
+            self._left = left - len(data)
+            self.complete = self._left == 0
+            self._ready.append(data)
+        else:
+            self._take(data)
+
+    def _ended(self) -> None:
+        if self.length != UNTIL_CLOSE:
+            raise self._fault(ConnectionResetError("closed before the end of the body"))
+        self.complete = True
+
+    def next_piece(self) -> bytes:
+        """The next piece as it arrives; b"" at the end."""
+        while not self._ready:
+            if self.complete:
+                return b""
+            self._fill()
+        ready = self._ready
+        if len(ready) == 1:
+            return ready.pop()
+        piece = b"".join(ready)
+        ready.clear()
+        return piece
+
+    def buffered(self) -> bytes:
+        """What has arrived already, without waiting; may be b""."""
+        piece = b"".join(self._ready)
+        self._ready.clear()
+        return piece
+
+    def relay(self, to: Stream, *, chunked: bool, stop_on_answer: bool = False, head: bytes = b"") -> int:
+        """Send all that is left to `to`, `head` before it; returns the number of content bytes.
+
+        With `stop_on_answer` it stops as soon as `to` has something to read: a backend that answers
+        before the upload is over has made up its mind. Raises OSError for faults of `to`.
+        """
+        total = 0
+        piece = self.buffered()
+        if chunked or self._chunks is not None or not hasattr(self._stream, "reactor"):
+            while True:
+                if piece:
+                    total += len(piece)
+                    to.sendall(head + (chunk(piece) if chunked else piece))
+                    head = b""
+                    if stop_on_answer and to.readable():
+                        return total
+                elif head and not self.complete:
+                    to.sendall(head)
+                    head = b""
+                if self.complete:
+                    break
+                piece = self.next_piece()
+            if chunked:
+                to.sendall(head + LAST_CHUNK)
+            elif head:
+                to.sendall(head)
+            return total
+        if head or piece:
+            to.sendall(head + piece)
+            total = len(piece)
+        if not self.complete:
+            total += self._pour(to, stop_on_answer)
+        return total
+
+    def _pour(self, to: Stream, stop_on_answer: bool) -> int:
+        """Bulk transfer through the shared buffer: no copy into Python objects on the way."""
+        if self._before is not None:
+            before, self._before = self._before, None
+            before()
+        stream: Any = self._stream
+        scratch: memoryview = stream.reactor.scratch
+        size = len(scratch)
+        total = 0
+        while True:
+            left = self._left
+            try:
+                got: int = stream.recv_into(scratch[:left] if 0 < left < size else scratch)
+            except OSError as exc:
+                raise self._fault(exc) from None
+            if not got:
+                self._ended()
+                return total
+            if left > 0:
+                self._left = left = left - got
+                self.complete = left == 0
+            to.sendall(scratch[:got])
+            total += got
+            if self.complete or (stop_on_answer and to.readable()):
+                return total
+
+    # What WSGI asks of wsgi.input, and urllib3's users of Response.raw.
+
+    def read(self, size: int | None = -1, decode_content: bool | None = None) -> bytes:
+        """Up to `size` bytes, all of them when `size` is negative or None; b"" at the end."""
+        if size is None or size < 0:
+            return b"".join(self)
+        out = bytearray()
+        while len(out) < size and (piece := self.next_piece()):
+            out += piece
+        if len(out) > size:
+            self._ready.insert(0, bytes(out[size:]))
+            del out[size:]
+        return bytes(out)
+
+    def readline(self, size: int = -1) -> bytes:
+        """One line, newline included."""
+        out = bytearray()
+        while piece := self.next_piece():
+            out += piece
+            newline = out.find(b"\n")
+            end = newline + 1 if newline >= 0 else (size if 0 <= size <= len(out) else 0)
+            if 0 <= size < end:
+                end = size
+            if end:
+                self._ready.insert(0, bytes(out[end:])) if len(out) > end else None
+                return bytes(out[:end])
+        return bytes(out)
+
+    def readlines(self, hint: int = -1) -> list[bytes]:
+        """All lines."""
+        return BytesIO(self.read()).readlines(hint)
+
+    def stream(self, size: int = PIECE, decode_content: bool | None = None) -> Iterator[bytes]:
+        """The pieces as they arrive, content codings left as they are: what a proxy needs."""
+        return iter(self)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while piece := self.next_piece():
+            yield piece

@@ -1,0 +1,323 @@
+"""Sockets that wait without asking the kernel anew each time.
+
+gevent's own `recv` first runs into EAGAIN, then adds a watcher to epoll and takes it out again, on
+every wait. A `Conn` keeps one read watcher started for its whole life and only switches greenlets
+in its callback, which saves three system calls a wait. When data arrives that nobody waits for, the
+watcher is stopped (epoll is level-triggered: it would spin) and `idle` is told, if it is set.
+
+Deadlines are plain numbers that a `Reactor` sweeps a few times a second: no timer per wait.
+
+`ThreadConn` is the same for worker classes with threads: a blocking socket with timeouts.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from _socket import socket as RawSocket
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Protocol
+
+from greenlet import getcurrent, greenlet
+
+NEVER = float("inf")
+READ, WRITE = 1, 2
+_PENDING = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EALREADY)
+
+Address = tuple[int, Any]
+"""(address family, what `connect` takes)."""
+
+
+class Stream(Protocol):
+    """What the transport needs of a connection. All calls raise OSError, TimeoutError included."""
+
+    timeout: float
+    sock: RawSocket
+
+    def recv(self, size: int) -> bytes: ...
+    def recv_into(self, buffer: memoryview) -> int: ...
+    def sendall(self, data: bytes | memoryview) -> None: ...
+    def readable(self) -> bool: ...
+    def close(self) -> None: ...
+
+
+class Reactor:
+    """What all connections of one worker process share: the hub, its loop, and the sweep over deadlines.
+
+    `scratch` is one buffer for bulk transfers. It may be used only between two switches: whoever
+    has to wait copies out what is left in it.
+    """
+
+    SWEEP = 0.05
+    """Least seconds between two sweeps; grows with the number of connections, see `_sweep`."""
+
+    def __init__(self, hub: Any) -> None:
+        self.hub = hub
+        self.loop = hub.loop
+        # greenlet's own switch: the hub's method only adds a hook that plain greenlets have no use for.
+        self.switch = greenlet.switch.__get__(hub)
+        self.conns: set[Conn] = set()
+        self.scratch = memoryview(bytearray(262144))
+        self._timer = self.loop.timer(self.SWEEP)
+        self._timer.start(self._sweep)
+
+    def _sweep(self) -> None:
+        now = monotonic()
+        for conn in [c for c in self.conns if c.deadline <= now]:
+            conn.expire()
+        # At most about one percent of the time goes into sweeping, however many connections there are.
+        self._timer.stop()
+        self._timer = self.loop.timer(max(self.SWEEP, len(self.conns) * 1e-5))
+        self._timer.start(self._sweep)
+
+    def close(self) -> None:
+        """Stop sweeping and close every connection."""
+        self._timer.stop()
+        for conn in list(self.conns):
+            conn.close()
+
+
+class Conn:
+    """A non-blocking socket of a greenlet. One greenlet at a time may wait on each direction."""
+
+    __slots__ = (
+        "__weakref__",
+        "_armed",
+        "_read_io",
+        "_write_io",
+        "deadline",
+        "idle",
+        "reactor",
+        "reader",
+        "sock",
+        "timeout",
+        "writer",
+    )
+
+    def __init__(self, reactor: Reactor, sock: RawSocket, idle: Callable[[], None] | None = None) -> None:
+        self.reactor = reactor
+        self.sock = sock
+        self.reader: greenlet | None = None
+        self.writer: greenlet | None = None
+        #: Called in the hub when there is something to read and nobody waits for it.
+        self.idle = idle
+        self.deadline = NEVER
+        #: Seconds that each single wait may take.
+        self.timeout = NEVER
+        self._armed = True
+        self._write_io: Any = None
+        self._read_io = reactor.loop.io(sock.fileno(), READ)
+        self._read_io.start(self._on_readable)
+        reactor.conns.add(self)
+
+    @property
+    def closed(self) -> bool:
+        """Has `close` been called?"""
+        return self._read_io is None
+
+    def readable(self) -> bool:
+        """Has something arrived that nobody has read yet (the end of the stream counts)?"""
+        return not self._armed
+
+    def arm(self) -> None:
+        """Watch for input again after something had arrived that nobody waited for."""
+        if not self._armed:
+            self._armed = True
+            self._read_io.start(self._on_readable)
+
+    def _on_readable(self) -> None:
+        waiting = self.reader
+        if waiting is not None:
+            self.reader = None
+            waiting.switch()
+            return
+        idle = self.idle
+        if idle is not None:
+            idle()
+        else:
+            self._armed = False
+            self._read_io.stop()
+
+    def _on_writable(self) -> None:
+        waiting = self.writer
+        if waiting is not None:
+            self.writer = None
+            self._write_io.stop()
+            waiting.switch()
+
+    def expire(self) -> None:
+        """The deadline passed: wake who waits with TimeoutError, or close an idle connection.
+
+        The deadline of a wait that is over stays set; it means nothing while the connection is in use.
+        """
+        self.deadline = NEVER
+        waiting = self.reader or self.writer
+        if waiting is not None:
+            if self.writer is not None:
+                self._write_io.stop()
+            self.reader = self.writer = None
+            waiting.throw(TimeoutError("timed out"))
+        elif self.idle is not None:
+            self.close()
+
+    def wait_readable(self) -> None:
+        """Switch to the hub until there is something to read. Raises TimeoutError."""
+        if not self._armed:
+            self.arm()
+        self.deadline = monotonic() + self.timeout
+        self.reader = getcurrent()
+        self.reactor.switch()
+        if self._read_io is None:
+            raise ConnectionAbortedError(errno.ECONNABORTED, "closed while waiting")
+
+    def wait_writable(self) -> None:
+        """Switch to the hub until the socket takes more. Raises TimeoutError."""
+        if self._write_io is None:
+            self._write_io = self.reactor.loop.io(self.sock.fileno(), WRITE)
+        self.deadline = monotonic() + self.timeout
+        self.writer = getcurrent()
+        self._write_io.start(self._on_writable)
+        self.reactor.switch()
+        if self._read_io is None:
+            raise ConnectionAbortedError(errno.ECONNABORTED, "closed while waiting")
+
+    def recv(self, size: int) -> bytes:
+        """Wait for input, then read up to `size` bytes; b"" is the end of the stream."""
+        while True:
+            self.wait_readable()
+            try:
+                return self.sock.recv(size)
+            except BlockingIOError:
+                continue
+
+    def recv_into(self, buffer: memoryview) -> int:
+        """Like `recv` into `buffer`, but tries before it waits: for streams that flow."""
+        while True:
+            try:
+                return self.sock.recv_into(buffer)
+            except BlockingIOError:
+                self.wait_readable()
+
+    def sendall(self, data: bytes | memoryview) -> None:
+        """Send everything; waits only when the socket's buffer is full."""
+        try:
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        if sent != len(data):
+            self._send_rest(data, sent)
+
+    def _send_rest(self, data: bytes | memoryview, sent: int) -> None:
+        # Copied, because `data` may be the scratch buffer, which others use while this one waits.
+        rest = memoryview(bytes(data[sent:]))
+        while rest:
+            self.wait_writable()
+            try:
+                rest = rest[self.sock.send(rest) :]
+            except BlockingIOError:
+                continue
+
+    def close(self) -> None:
+        """Stop watching and close the socket. May be called again. Who still waits is woken with an error."""
+        watcher = self._read_io
+        if watcher is None:
+            return
+        self._read_io = None
+        self.reactor.conns.discard(self)
+        self.deadline = NEVER
+        # The watcher goes before the descriptor: its number may be somebody else's a moment later.
+        watcher.stop()
+        watcher.close()
+        if self._write_io is not None:
+            self._write_io.stop()
+            self._write_io.close()
+        self.sock.close()
+        for waiting in (self.reader, self.writer):
+            if waiting is not None:
+                self.reader = self.writer = None
+                self.reactor.loop.run_callback(waiting.switch)
+
+
+class ThreadConn:
+    """A blocking socket with a timeout, for worker classes whose requests run in threads."""
+
+    __slots__ = ("__weakref__", "_timeout", "idle", "idle_since", "sock")
+
+    def __init__(self, sock: RawSocket) -> None:
+        self.sock = sock
+        self.idle: Callable[[], None] | None = None
+        self._timeout = NEVER
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that each single call may block."""
+        return self._timeout
+
+    @timeout.setter
+    def timeout(self, value: float) -> None:
+        self._timeout = value
+        self.sock.settimeout(None if value == NEVER else value)
+
+    def recv(self, size: int) -> bytes:
+        """Read up to `size` bytes; b"" is the end of the stream."""
+        return self.sock.recv(size)
+
+    def recv_into(self, buffer: memoryview) -> int:
+        """Like `recv`, into `buffer`."""
+        return self.sock.recv_into(buffer)
+
+    def sendall(self, data: bytes | memoryview) -> None:
+        """Send everything."""
+        self.sock.sendall(data)
+
+    def readable(self) -> bool:
+        """Has something arrived that nobody has read yet (the end of the stream counts)?"""
+        try:
+            self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.sock.close()
+
+
+def connect(reactor: Reactor | None, address: Address, timeout: float) -> Conn | ThreadConn:
+    """Open a connection within `timeout` seconds. Raises OSError, TimeoutError included.
+
+    With a reactor the calling greenlet waits, without one the calling thread does.
+    """
+    family, target = address
+    sock = RawSocket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if reactor is None:
+            sock.settimeout(timeout)
+            sock.connect(target)
+            return ThreadConn(sock)
+        sock.setblocking(False)
+        pending = sock.connect_ex(target)
+        if pending not in _PENDING and pending:
+            raise OSError(pending, os.strerror(pending))
+    except BaseException:
+        sock.close()
+        raise
+    conn = Conn(reactor, sock)
+    if pending:
+        try:
+            conn.timeout = timeout
+            conn.wait_writable()
+            failed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if failed:
+                raise OSError(failed, os.strerror(failed))
+        except BaseException:
+            conn.close()
+            raise
+    conn.deadline = NEVER
+    return conn

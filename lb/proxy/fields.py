@@ -1,0 +1,133 @@
+"""The fields of a message as they are passed on, and those that a proxy adds.
+
+Pure: bytes in, bytes out. Hop-by-hop fields, and those that `Connection` names, end here both ways
+(RFC 9110, section 7.6.1); all others keep their spelling, their order and their repetitions. A head with
+nothing to take out is passed on as the bytes it came in, which the parser has gone through already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from lb.proxy.http1 import (
+    CHUNKED,
+    CODING,
+    CONNECTION,
+    END_TO_END,
+    HOST,
+    LENGTH,
+    NAMES,
+    UNTIL_CLOSE,
+    content_length,
+    tokens,
+)
+
+Fields = Sequence[tuple[bytes, bytes]]
+
+_PLAIN = frozenset((b"close", b"keep-alive", b""))
+# A message may not make the proxy drop what frames or routes it by naming it in Connection.
+_PROTECTED = frozenset((b"host", b"content-length", b"transfer-encoding"))
+_KEEP_ALIVE = b"\r\nConnection: keep-alive\r\n"
+
+
+def nominated(fields: Fields) -> frozenset[bytes]:
+    """The lower-case names that this message's `Connection` fields nominate."""
+    names: list[bytes] = []
+    for name, value in fields:
+        if NAMES[name].kind == CONNECTION and value.lower() not in _PLAIN:
+            names += tokens(value)
+    return frozenset(names) - _PROTECTED
+
+
+def request_head(method: bytes, target: bytes, fields: Fields) -> bytes:
+    """The request line and the fields that go on to a backend, without the empty line at the end."""
+    gone = nominated(fields)
+    out = [b"%b %b HTTP/1.1\r\n" % (method, target)]
+    for name, value in fields:
+        known = NAMES[name]
+        if known.kind in (END_TO_END, HOST, LENGTH, CODING) and known.lower not in gone:
+            out.append(b"%b: %b\r\n" % (name, value))
+    return b"".join(out)
+
+
+class ResponseHead:
+    """What a backend's head means: the lines that go on, how long the body is, and whether the connection stays.
+
+    `lines` are the end-to-end fields as they are written to the client; `measured` says that they carry
+    a Content-Length; `length` is the body's, or CHUNKED or UNTIL_CLOSE.
+    """
+
+    __slots__ = ("keep", "length", "lines", "measured")
+
+    def __init__(self, method: str, status: int, minor_version: int, fields: Fields, head: bytes) -> None:
+        """Read `fields` of `head`, the raw bytes. Raises ValueError when there is not exactly one reading.
+
+        The rules for the length are those of RFC 9112, section 6.3, those for the connection of section 9.3.
+        """
+        length, coding = -1, b""
+        keep = minor_version == 1
+        whole = True
+        listed: list[bytes] = []
+        for name, value in fields:
+            kind = NAMES[name].kind
+            if kind == END_TO_END or kind >= HOST:
+                if not name:
+                    raise ValueError("line folding in the head")
+            elif kind == LENGTH:
+                if length >= 0:
+                    raise ValueError("more than one Content-Length")
+                length = content_length(value)
+            elif kind == CONNECTION and value == b"keep-alive" and whole:
+                keep = True
+                shorter = head.replace(_KEEP_ALIVE, b"\r\n", 1)
+                whole = len(shorter) != len(head)
+                head = shorter
+            else:
+                whole = False
+                if kind == CONNECTION:
+                    listed += tokens(value)
+                elif kind == CODING:
+                    if coding:
+                        raise ValueError("more than one Transfer-Encoding")
+                    coding = value.lower() or b"?"
+        if coding:
+            if length >= 0:
+                raise ValueError("Content-Length with Transfer-Encoding")
+            if minor_version == 0:
+                raise ValueError("Transfer-Encoding in an HTTP/1.0 response")
+            if coding != b"chunked":
+                raise ValueError("unknown transfer coding")
+        self.measured = length >= 0
+        if method == "HEAD" or status == 204 or status == 304:
+            self.length = 0
+        elif coding:
+            self.length = CHUNKED
+        else:
+            self.length = length if length >= 0 else UNTIL_CLOSE
+        if listed:
+            keep = b"close" not in listed and (keep or b"keep-alive" in listed)
+        self.keep = keep
+        if head.count(b"\n") != head.count(b"\r\n"):
+            raise ValueError("bare LF in the head")
+        self.lines = head[head.index(b"\n") + 1 : -2] if whole else response_lines(fields)
+
+
+def response_lines(fields: Fields) -> bytes:
+    """The end-to-end fields as lines."""
+    gone = nominated(fields)
+    return b"".join(
+        [
+            b"%b: %b\r\n" % (name, value)
+            for name, value in fields
+            if ((kind := NAMES[name].kind) == END_TO_END or kind == LENGTH or kind >= HOST)
+            and NAMES[name].lower not in gone
+        ]
+    )
+
+
+@lru_cache(maxsize=4096)
+def forwarded(client: str, scheme: str, port: str) -> bytes:
+    """The fields a proxy adds that are the same for all requests of a client. `client` is an address or ""."""
+    who = f"X-Forwarded-For: {client}\r\nX-Real-Ip: {client}\r\n" if client else ""
+    return f"{who}X-Forwarded-Proto: {scheme}\r\nX-Forwarded-Port: {port}\r\nVia: 1.1 lb\r\n".encode("latin-1")

@@ -1,0 +1,233 @@
+"""One request to one pool: claim a backend, send, try another one where that is safe, settle.
+
+`Forwarder.forward` is the loop; what it decides on (is this error worth a retry, on which request) is said by
+the errors themselves (`lb.errors`) and by `Attempt`. The claim is given back exactly once: at once when an
+attempt failed or the answer came whole, else when the body's iterable is closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from time import perf_counter
+from typing import Any, Protocol
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError
+
+from lb.accesslog import AccessLog, Entry
+from lb.errors import ClientError, ConnectFailed, NoBackend, ProxyError, ResponseTimeout, UpstreamClosed, UpstreamError
+from lb.model import Backend
+from lb.proxy.body import PIECE, BodyReader
+from lb.proxy.conn import Reactor, Stream
+from lb.proxy.fields import Fields, response_lines
+from lb.proxy.transport import IDEMPOTENT, ProxyRequest, ProxyResponse, Transport, Upstream
+from lb.settings import PoolConfig
+
+
+class ClaimSource(Protocol):
+    """Where backends come from; see `lb.state.fleet`."""
+
+    def claim(self, exclude: Sequence[str] = ()) -> Backend | None: ...
+    def release(self, name: str) -> None: ...
+
+
+class Answer:
+    """A backend's answer on its way to the client: an iterable of its body that settles when it is closed.
+
+    A worker that knows it may take `relay` instead of iterating: the same bytes, without a copy of each.
+    """
+
+    __slots__ = ("_done", "_forwarder", "_iter", "_response", "_started", "backend", "entry", "sent", "streams")
+
+    def __init__(self, forwarder: Forwarder, backend: Backend, entry: Entry, started: float, response: Any) -> None:
+        self._forwarder = forwarder
+        self._response = response
+        self._started = started
+        self._done = False
+        self._iter: Iterator[bytes] | None = None
+        self.backend = backend
+        self.entry = entry
+        #: Content bytes handed over so far.
+        self.sent = 0
+        #: Can the body be taken with `relay`?
+        self.streams = type(response) is ProxyResponse
+
+    @property
+    def status(self) -> int:
+        """The status code."""
+        return int(self._response.status_code)
+
+    @property
+    def reason(self) -> str:
+        """The reason phrase; may be empty."""
+        return self._response.reason or ""
+
+    def lines(self) -> tuple[bytes, bool]:
+        """The end-to-end fields as lines, and whether they say how long the body is."""
+        response = self._response
+        if self.streams:
+            head = response.head
+            return head.lines, head.measured
+        lines = response_lines(_stock_fields(response))
+        return lines, "content-length" in response.headers
+
+    def headers(self) -> list[tuple[str, str]]:
+        """The end-to-end fields, as WSGI wants them."""
+        lines = self.lines()[0].decode("latin-1").split("\r\n")[:-1]
+        return [(name, value.strip(" \t")) for name, _, value in (line.partition(":") for line in lines)]
+
+    def whole(self) -> bytes | None:
+        """The body, if all of it is here; the answer is settled then, and needs no closing."""
+        if not self.streams or self._response.whole is None:
+            return None
+        body: bytes = self._response.whole
+        self._done = True
+        self.sent = len(body)
+        self._forwarder.settle(self, "")
+        return body
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if self.streams:
+            piece = self._response.raw.next_piece()
+        else:
+            if self._iter is None:
+                self._iter = self._response.raw.stream(PIECE, decode_content=False)
+            try:
+                piece = next(self._iter, b"")
+            except HTTPError as exc:
+                raise UpstreamClosed(str(exc)) from None
+        if not piece:
+            raise StopIteration
+        self.sent += len(piece)
+        return bytes(piece)
+
+    def relay(self, to: Stream, *, chunked: bool, head: bytes) -> None:
+        """Send `head` and the whole body to `to`. Raises OSError for its faults, UpstreamError for the backend's."""
+        self.sent += self._response.raw.relay(to, chunked=chunked, head=head)
+
+    def close(self) -> None:
+        """Give back the connection and the claim, and write the log's entry; later calls do nothing."""
+        if self._done:
+            return
+        self._done = True
+        cut = self.streams and not self._response.raw.complete
+        self._response.close()
+        self._forwarder.settle(self, "aborted" if cut else "")
+
+    def duration(self) -> float:
+        """Seconds since the request came."""
+        return perf_counter() - self._started
+
+
+class Forwarder:
+    """Sends requests to the backends of one pool."""
+
+    def __init__(
+        self, pool: str, config: PoolConfig, claims: ClaimSource, reactor: Reactor | None, log: AccessLog
+    ) -> None:
+        self.pool = pool
+        self.claims = claims
+        self._claim = claims.claim
+        self.log = log
+        self._config = config
+        self._reactor = reactor
+        self._attempts = max(config.retry.attempts, 1)
+        self._max_body = config.retry.max_body
+        self._timeout = (config.timeouts.connect, config.timeouts.response)
+        self._upstreams: dict[str, Upstream] = {}
+        # A session is where adapters are mounted, and no more: its cookies, redirects, proxies and netrc are
+        # nothing a proxy may have.
+        self._session = requests.Session()
+        transport = Transport(reactor, idle=config.timeouts.idle)
+        self._session.mount("http://", transport)
+        self._session.mount("http+unix://", transport)
+        self._session.mount("https://", HTTPAdapter(pool_maxsize=config.upstream.max_idle, max_retries=0))
+
+    def forward(
+        self, entry: Entry, head: bytes, body: BodyReader | bytes | None, started: float
+    ) -> Answer:
+        """The first answer a backend gives to the request with this `head` (whole) and `body`.
+
+        `entry` says what it is, and is filled in on the way. Raises ProxyError when there is no answer to be had.
+        """
+        method = entry.method
+        idempotent = method in IDEMPOTENT
+        if body is not None and idempotent and isinstance(body, BodyReader) and 0 <= body.length <= self._max_body:
+            body = body.read()  # small enough to keep for another try
+        tried: tuple[str, ...] = ()
+        failure: ProxyError | None = None
+        entry.pool = self.pool
+        while len(tried) < self._attempts:
+            backend = self._claim(tried)
+            if backend is None:
+                break
+            upstream = self._upstreams.get(backend.url) or self._upstream(backend.url)
+            request = ProxyRequest(method, upstream, entry.target, head, body)
+            try:
+                response = upstream.send(request, stream=True, timeout=self._timeout)
+                entry.upstream = perf_counter() - started
+                return Answer(self, backend, entry, started, response)
+            except ProxyError as exc:
+                failure = exc
+            except requests.RequestException as exc:
+                failure = _translate(exc)
+            except BaseException:
+                self.claims.release(backend.id)
+                raise
+            self.claims.release(backend.id)
+            tried = entry.tried = (*tried, backend.id)
+            # An upload that was begun is gone; one that was not can still be sent whole.
+            begun = isinstance(body, BodyReader) and failure.sent
+            if isinstance(failure, ClientError) or begun or not failure.safe_to_retry(idempotent):
+                break
+        raise failure or NoBackend(f"no backend of pool {self.pool} may receive traffic")
+
+    def settle(self, answer: Answer, code: str) -> None:
+        """The answer is over, or given up: the backend is free again; the log has its entry."""
+        backend = answer.backend.id
+        self.claims.release(backend)
+        entry = answer.entry
+        entry.status = answer.status
+        entry.bytes = answer.sent
+        entry.backend = backend
+        entry.duration = answer.duration()
+        entry.code = code
+        self.log.add(entry)
+
+    def _upstream(self, url: str) -> Upstream:
+        settings = self._config.upstream
+        upstream = Upstream(url, self._reactor, settings.max_idle, settings.idle_timeout)
+        upstream.send = self._session.get_adapter(url).send
+        self._upstreams[url] = upstream
+        return upstream
+
+    def keep_only(self, urls: set[str]) -> None:
+        """Forget the connections to backends that are no longer in the pool."""
+        for url in self._upstreams.keys() - urls:
+            self._upstreams.pop(url).close()
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        self.keep_only(set())
+        self._session.close()
+
+
+def _stock_fields(response: requests.Response) -> Fields:
+    """The fields of the stock adapter's answer, repeated ones kept apart."""
+    return [(n.encode("latin-1"), v.encode("latin-1")) for n, v in response.raw.headers.items()]
+
+
+def _translate(exc: requests.RequestException) -> UpstreamError:
+    """What the stock adapter's errors mean; it knows less than `Transport` about what was sent."""
+    if isinstance(exc, requests.ConnectTimeout | requests.exceptions.SSLError):
+        return ConnectFailed(str(exc))
+    if isinstance(exc, requests.Timeout):
+        return ResponseTimeout(str(exc))
+    text = str(exc)
+    if "NewConnectionError" in text or "NameResolutionError" in text:
+        return ConnectFailed(text)
+    return UpstreamClosed(text)

@@ -1,0 +1,161 @@
+"""The connections of one worker process: accepting them, the greenlets that serve them, and their orderly end."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from _socket import socket as RawSocket
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+import gevent
+from greenlet import getcurrent, greenlet
+
+from lb.accesslog import Entry
+from lb.client import Client, WsgiApp, accept
+from lb.proxy.conn import Conn, Reactor
+from lb.settings import ClientSettings
+
+_LOG = logging.getLogger("lb")
+
+ACCEPT_AT_ONCE = 8
+"""Connections taken in one turn of the loop, so that several workers share a burst."""
+ACCEPT_PAUSE = 0.25
+"""Seconds without accepting after the process ran out of descriptors."""
+IDLE_GRACE = 1.0
+"""Seconds that a stopping server leaves an idle connection open: a request may be on its way in it."""
+
+_OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_READ = 1
+
+
+class Listener:
+    """One listening socket, what its connections' environs begin with, and the watcher that accepts."""
+
+    def __init__(self, sock: RawSocket, kind: str, environ: dict[str, Any]) -> None:
+        self.sock = sock
+        name = sock.getsockname()
+        host, port = (name[0], str(name[1])) if isinstance(name, tuple) else (str(name), "")
+        self.environ = {**environ, "lb.listener": kind, "SERVER_NAME": host, "SERVER_PORT": port}
+        self.watcher: Any = None
+
+
+class Server:
+    """Serves `app` on its listeners. It is the `Host` of its `Client`s."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        app: WsgiApp,
+        settings: ClientSettings,
+        next_id: Callable[[], str],
+        log_refused: Callable[[Entry], None],
+    ) -> None:
+        self.reactor = reactor
+        self.app = app
+        self.keepalive = settings.keepalive
+        self.header_timeout = settings.header
+        self.body_timeout = settings.idle
+        self.next_id = next_id
+        self.log_refused = log_refused
+        self.draining = False
+        self.clients: set[Client] = set()
+        self._most = settings.connections
+        self._listeners: list[Listener] = []
+        self._parked: list[greenlet] = []
+        self._paused = False
+
+    def listen(self, sock: RawSocket, kind: str, environ: dict[str, Any]) -> None:
+        """Accept connections on `sock`, which must not block; `kind` is "data" or "control"."""
+        listener = Listener(sock, kind, environ)
+        listener.watcher = self.reactor.loop.io(sock.fileno(), _READ)
+        listener.watcher.start(self._on_connection, listener)
+        self._listeners.append(listener)
+
+    def _on_connection(self, listener: Listener) -> None:
+        for _ in range(ACCEPT_AT_ONCE):
+            if len(self.clients) >= self._most:
+                self._pause()
+                return
+            try:
+                sock, peer = accept(listener.sock)
+            except BlockingIOError:
+                return
+            except OSError as exc:
+                if exc.errno in _OUT_OF:
+                    _LOG.error("cannot accept: %s; trying again in %g s", exc.strerror, ACCEPT_PAUSE)
+                    self._pause()
+                    gevent.spawn_later(ACCEPT_PAUSE, self._resume)
+                    return
+                continue  # that one connection was gone again already
+            environ = listener.environ.copy()
+            environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = (peer[0], str(peer[1])) if peer else ("", "")
+            self.clients.add(Client(self, Conn(self.reactor, sock), environ))
+
+    def _pause(self) -> None:
+        self._paused = True
+        for listener in self._listeners:
+            listener.watcher.stop()
+
+    def _resume(self) -> None:
+        if self._paused and not self.draining and len(self.clients) < self._most:
+            self._paused = False
+            for listener in self._listeners:
+                listener.watcher.start(self._on_connection, listener)
+
+    # What connections ask of their host.
+
+    def run(self, client: Client, data: bytes) -> None:
+        """Let a parked greenlet, or a new one, serve `client`, which has sent `data`."""
+        parked = self._parked
+        (parked.pop() if parked else greenlet(self._serve, self.reactor.hub)).switch(client, data)
+
+    def _serve(self, client: Client, data: bytes) -> None:
+        """What a greenlet does all its life: serve a connection, park, serve the next one."""
+        wait = self.reactor.switch
+        me = getcurrent()
+        while True:
+            try:
+                client.serve(data)
+            except Exception:
+                _LOG.exception("serving a connection failed")
+                client.close()
+            self._parked.append(me)
+            client, data = wait()
+
+    def gone(self, client: Client) -> None:
+        """`client` is closed."""
+        self.clients.discard(client)
+        if self._paused:
+            self._resume()
+
+    def crashed(self, environ: dict[str, Any]) -> None:
+        """The application raised what it should not have."""
+        _LOG.exception("request %s %r failed", environ.get("REQUEST_METHOD"), environ.get("lb.target"))
+
+    # The end.
+
+    def stop_accepting(self) -> None:
+        """Close the listeners; answers carry `Connection: close` from here on."""
+        self.draining = True
+        for listener in self._listeners:
+            listener.watcher.stop()
+            listener.watcher.close()
+            listener.sock.close()
+        self._listeners.clear()
+
+    def drain(self, timeout: float, notify: Callable[[], None]) -> None:
+        """Wait up to `timeout` seconds for what runs; `notify` is called all the while."""
+        self.stop_accepting()
+        until = monotonic() + timeout
+        while self.clients and monotonic() < until:
+            # A connection that a request may be on its way in is not cut at once: that request would
+            # fail. It gets its answer, with `Connection: close`.
+            now = monotonic()
+            for client in [c for c in self.clients if c.idle and now - c.idle_since >= IDLE_GRACE]:
+                client.close()
+            notify()
+            gevent.sleep(0.05)
+        if self.clients:
+            _LOG.warning("%d connections cut after %g s", len(self.clients), timeout)

@@ -1,0 +1,124 @@
+"""The gunicorn worker class: gevent, with connections that cost no greenlet while they idle.
+
+    worker_class = "lb.worker.Worker"
+
+A thin shell: `lb.server` accepts and serves, `lb.app` answers. On TERM it stops accepting, finishes what
+runs and goes.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import warnings
+from _socket import socket as RawSocket
+from typing import Any
+
+import gevent
+from gevent import get_hub
+from gevent.event import Event
+from gevent.monkey import MonkeyPatchWarning
+from gunicorn.http.wsgi import base_environ
+from gunicorn.workers.ggevent import GeventWorker
+
+from lb import __version__
+
+_LOG = logging.getLogger("lb")
+
+FLUSH_EVERY = 0.1
+"""Seconds between two writes of the access log."""
+
+
+class Worker(GeventWorker):  # type: ignore[misc]
+    """Serves the listeners of one worker process."""
+
+    def patch(self) -> None:
+        """Patch the standard library, as gunicorn's gevent worker does."""
+        with warnings.catch_warnings():
+            # The master has loaded redis-py, whose asyncio half, which nobody uses, refers to ssl directly.
+            warnings.simplefilter("ignore", MonkeyPatchWarning)
+            super().patch()
+
+    def init_process(self) -> None:
+        """As gunicorn's; what belongs to the event loop is made in `run`, after the fork."""
+        self.stopping = Event()
+        super().init_process()
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """TERM: finish what runs, then go."""
+        super().handle_exit(sig, frame)
+        # This is a signal handler; who waits for the event belongs to the loop.
+        get_hub().loop.run_callback(self.stopping.set)
+
+    def handle_usr1(self, sig: int, frame: Any) -> None:
+        """USR1: open the logs anew."""
+        super().handle_usr1(sig, frame)
+        gevent.spawn(self._reopen)
+
+    def run(self) -> None:
+        """Serve until told to stop."""
+        # Imported here because gunicorn patches the standard library after it has imported this module.
+        from lb import app, boot
+        from lb.proxy.conn import Reactor
+        from lb.server import Server
+        from lb.state.green import GreenRuntime
+
+        hub = get_hub()
+        reactor = Reactor(hub)
+        self.service = boot.service(GreenRuntime(hub), reactor)
+        app.install(self.service)
+        server = Server(
+            reactor, self.wsgi, self.service.settings.client, self.service.next_id, self.service.log.add
+        )
+        try:
+            self.service.start()
+            self._listen(server)
+            gevent.spawn(self._flush_log)
+            # What is here now stays: the collector need not look at it again.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(20_000, 20, 100)
+            while self.alive:
+                self.notify()
+                self.stopping.wait(1.0)
+            self.service.draining = True
+            for sock in self.sockets:
+                sock.close()
+            server.drain(self.cfg.graceful_timeout, self.notify)
+        except SystemExit:
+            server.stop_accepting()
+            raise
+        finally:
+            app.uninstall()
+            reactor.close()
+            boot.leave_if_orphaned(self.ppid)
+
+    def _listen(self, server: Any) -> None:
+        environ = base_environ(self.cfg)
+        environ.update(
+            {
+                "wsgi.url_scheme": "http",
+                "wsgi.multithread": True,
+                "SERVER_SOFTWARE": f"lb/{__version__}",
+                "SERVER_PROTOCOL": "HTTP/1.1",
+                "SCRIPT_NAME": "",
+            }
+        )
+        kinds = self.service.kinds_of([sock.getsockname() for sock in self.sockets])
+        for sock, kind in zip(self.sockets, kinds, strict=True):
+            raw = RawSocket(fileno=os.dup(sock.fileno()))
+            raw.setblocking(False)
+            server.listen(raw, kind, environ)
+
+    def _flush_log(self) -> None:
+        while True:
+            gevent.sleep(FLUSH_EVERY)
+            self.service.log.flush()
+
+    def _reopen(self) -> None:
+        try:
+            self.service.log.reopen()
+        except OSError as exc:
+            _LOG.error("access log: %s; the old file stays open", exc)
+
