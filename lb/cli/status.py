@@ -1,0 +1,64 @@
+"""`lb status`: all pools and backends, as the whole fleet sees them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from lb.cli.output import json_option, print_json, print_table
+from lb.cli.store import registry
+from lb.config_checks import mask
+from lb.state.registry import BackendStatus, PoolStatus, Registry
+from lb.state.store import address, store_url
+
+COLUMNS = ("backend", "state", "weight", "in flight", "requests", "cap", "from", "url")
+NUMBERS = ("weight", "in flight", "requests", "cap")
+
+
+@click.command()
+@json_option
+def status(as_json: bool) -> None:
+    """Show every pool with its algorithm and its backends: state, weight, connections now, requests ever."""
+    with registry() as (found, settings):
+        pools = [found.pool_status(name) for name in found.pools()]
+        prober = found.health_owner()
+        store = mask(address(store_url(settings.redis_url, settings.runtime_dir)))
+    if as_json:
+        print_json(
+            {"store": store, "health_daemon": prober, "pools": {pool.pool: as_object(pool) for pool in pools}}
+        )
+        return
+    click.echo(f"shared state   {store}")
+    click.echo(f"health daemon  {prober or 'none: backends count as available until a request fails'}")
+    if not pools:
+        click.echo("no pools yet: no balancer has been started on this shared state")
+    for pool in pools:
+        click.echo()
+        show_pool(pool)
+
+
+def pools_to_show(found: Registry, only: str | None) -> list[PoolStatus]:
+    """One pool or all of them."""
+    return [found.pool_status(name) for name in found.pools() if only in (None, name)]
+
+
+def show_pool(pool: PoolStatus) -> None:
+    """Print one pool as a table."""
+    rows = [_row(backend) for backend in pool.backends]
+    title = f"{pool.pool}  {pool.settings.algorithm}, version {pool.version}"
+    if rows:
+        print_table(title, COLUMNS, rows, numbers=NUMBERS)
+    else:
+        click.echo(f"{title}\nno backends: add some with `lb backends add URL --pool {pool.pool}`")
+
+
+def as_object(pool: PoolStatus) -> dict[str, Any]:
+    """One pool for programs."""
+    return {"algorithm": pool.settings.algorithm, "version": pool.version, "backends": pool.backends}
+
+
+def _row(backend: BackendStatus) -> tuple[object, ...]:
+    cap = backend.max_connections or "–"
+    counts = (backend.weight, backend.in_flight, backend.requests, cap)
+    return (backend.id, backend.state, *counts, backend.source, backend.url)

@@ -1,0 +1,117 @@
+"""`lb backends …` on a real store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lb.model import Backend, PoolSettings
+from lb.settings import BackendSpec, PoolConfig
+from lb.state import decide
+from lb.state.registry import Registry
+from tests.cli.conftest import Lb
+
+
+def listed(lb: Lb, pool: str = "default") -> dict[str, dict[str, Any]]:
+    """The backends of a pool by id, as `lb backends list` tells."""
+    backends = lb("backends", "list", "--json").json["pools"][pool]["backends"]
+    return {backend["id"]: backend for backend in backends}
+
+
+def test_add_list_remove(lb: Lb, registry: Registry) -> None:
+    result = lb("backends", "add", "http://127.0.0.1:9001")
+    assert result == (0, "127.0.0.1:9001 is in pool default: unknown, gets requests\n", "")
+    lb("backends", "add", "http://h:2", "--weight", "3", "--max-connections", "10", "--id", "two")
+    found = listed(lb)
+    assert found["127.0.0.1:9001"] == {
+        "id": "127.0.0.1:9001",
+        "url": "http://127.0.0.1:9001",
+        "weight": 1,
+        "state": "unknown",
+        "in_flight": 0,
+        "requests": 0,
+        "max_connections": 0,
+        "source": "api",
+        "admin": "ready",
+        "health": "unknown",
+    }
+    assert (found["two"]["weight"], found["two"]["max_connections"]) == (3, 10)
+    table = lb("backends", "list").out.splitlines()
+    assert table[0] == "default  round-robin, version 2"
+    assert table[1].split()[:2] == ["backend", "state"]
+    assert table[3].split() == ["two", "unknown", "3", "0", "0", "10", "api", "http://h:2"]
+    assert lb("backends", "remove", "http://h:2").out == "two is no longer in pool default\n"
+    assert list(listed(lb)) == ["127.0.0.1:9001"]
+    assert lb("backends", "remove", "two").err == (
+        "lb: there is no backend 'two' in pool 'default'; there are 127.0.0.1:9001\n"
+    )
+
+
+def test_adding_twice(lb: Lb, registry: Registry) -> None:
+    assert lb("backends", "add", "http://h:1").code == 0
+    version = registry.version("default")
+    assert lb("backends", "add", "http://h:1").code == 0
+    assert registry.version("default") == version
+    result = lb("backends", "add", "http://h:1", "--weight", "2")
+    assert result.code == 1
+    assert result.err == (
+        "lb: pool 'default' has a backend 'h:1' already, with other settings "
+        "(http://h:1, weight 1, max_connections 0): remove it first, or give this one another --id\n"
+    )
+    assert listed(lb)["h:1"]["weight"] == 1
+
+
+def test_drain_and_ready(lb: Lb, registry: Registry) -> None:
+    lb("backends", "add", "http://h:1")
+    assert lb("backends", "drain", "h:1").out == "h:1 gets no new requests; in flight now: 0\n"
+    assert listed(lb)["h:1"]["state"] == "drain"
+    assert lb("backends", "ready", "http://h:1").out == "h:1: unknown, gets requests\n"
+    assert listed(lb)["h:1"]["state"] == "unknown"
+
+
+def test_ready_forgets_that_a_backend_was_down(lb: Lb, registry: Registry) -> None:
+    lb("backends", "add", "http://h:1")
+    lb("backends", "drain", "h:1")
+    registry.change("default", decide.verdicts([("h:1", "down")]))
+    assert lb("backends", "ready", "h:1").out == "h:1: unknown, gets requests\n"
+    registry.change("default", decide.verdicts([("h:1", "down")]))
+    assert registry.hold_health("somebody", 60)
+    assert lb("backends", "ready", "h:1").out == (
+        "h:1: checking, gets requests after its first successful probe\n"
+    )
+    registry.change("default", decide.verdicts([("h:1", "up")]))
+    assert lb("backends", "ready", "h:1").out == "h:1: up, gets requests\n"
+
+
+def test_a_new_backend_waits_for_the_health_daemon(lb: Lb, registry: Registry) -> None:
+    assert registry.hold_health("somebody", 60)
+    assert lb("backends", "add", "http://h:1").out == (
+        "h:1 is in pool default: checking, gets requests after its first successful probe\n"
+    )
+
+
+def test_weight(lb: Lb, registry: Registry) -> None:
+    lb("backends", "add", "http://h:1")
+    assert lb("backends", "weight", "h:1", "7").out == "h:1: weight 7\n"
+    assert listed(lb)["h:1"]["weight"] == 7
+    assert lb("backends", "weight", "h:1", "0").code == 0
+    assert lb("backends", "ready", "h:1").out == "h:1: unknown, gets no requests (its weight is 0)\n"
+
+
+def test_backends_of_the_file_come_back(lb: Lb, registry: Registry) -> None:
+    registry.change("default", decide.declare(PoolConfig(backends=(BackendSpec("http://h:1"),))))
+    words = " (it is in the configuration, which a start or a reload of the balancer publishes again)\n"
+    assert lb("backends", "weight", "h:1", "7").out == "h:1: weight 7" + words
+    assert lb("backends", "remove", "h:1").out == "h:1 is no longer in pool default" + words
+
+
+def test_other_pools(lb: Lb, registry: Registry) -> None:
+    registry.change("web", lambda snapshot: decide.Change(settings=PoolSettings("least-connections")))
+    registry.change("default", decide.add(Backend("d", "http://d:1")))
+    assert lb("backends", "add", "http://w:1", "--pool", "web").code == 0
+    assert list(listed(lb, "web")) == ["w:1"]
+    assert list(lb("backends", "list", "--pool", "web", "--json").json["pools"]) == ["web"]
+    both = lb("backends", "list").out
+    assert "default  round-robin" in both
+    assert "web  least-connections" in both
+    assert lb("backends", "drain", "w:1").code == 1
+    assert lb("backends", "list", "--pool", "wbe").err == "lb: there is no pool 'wbe'; did you mean 'web'?\n"

@@ -1,0 +1,132 @@
+"""`lb serve`: its flags, and that it becomes a gunicorn that serves."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lb.config_table import TABLE
+from tests.cli.conftest import Lb
+from tests.support.run import Process, clean_env, descendants, eventually, free_port, python
+
+
+@pytest.fixture
+def became(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What the command replaced itself with."""
+    calls: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda path, arguments: calls.append(arguments))
+    for row in TABLE:
+        if row.env:
+            monkeypatch.setenv(row.env, "")
+    return calls
+
+
+def test_flags_are_the_environment_of_gunicorn(lb: Lb, became: list[list[str]]) -> None:
+    Path("lb.toml").write_text("workers = 7\n")
+    os.environ["LB_BIND"] = "127.0.0.1:1"
+    result = lb(
+        "serve", "--bind", "127.0.0.1:2", "--backends", "http://a:1;weight=3", "--connect-timeout", "1.5"
+    )
+    assert (result.code, result.err) == (0, "")
+    assert [arguments[1:3] for arguments in became] == [["-m", "gunicorn"]]
+    assert became[0][-1] == "lb.app"
+    assert os.environ["LB_BIND"] == "127.0.0.1:2"
+    assert os.environ["LB_BACKENDS"] == "http://a:1;weight=3"
+    assert os.environ["LB_CONNECT_TIMEOUT"] == "1.5"
+    assert os.environ["LB_WORKERS"] == ""
+
+
+def test_every_variable_but_the_token_has_a_flag(lb: Lb) -> None:
+    words = lb("serve", "--help").out
+    missing = [row.env for row in TABLE if row.env and not (row.flag and f"  {row.flag} " in words)]
+    assert missing == ["LB_CONTROL_TOKEN"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--algorithm", "x"], 2, "'x' is no algorithm"),
+        (["--redis-url", "http://u:hunter@x"], 2, "must start with"),
+        (["--backends", "http://a:1;wait=3"], 2, "there is no option 'wait'"),
+        (["--backends", "http://u:hunter@a"], 1, "LB_BACKENDS, entry 1"),
+        (["--control-bind", "0.0.0.0:1"], 1, "can be reached from other machines"),
+        (["--config", "missing.toml"], 1, "missing.toml"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_starts(
+    lb: Lb, became: list[list[str]], arguments: list[str], code: int, words: str
+) -> None:
+    result = lb("serve", *arguments)
+    assert result.code == code
+    assert words in result.err
+    assert "hunter" not in result.err
+    assert became == []
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """An empty folder with a short name, for a socket in it."""
+    path = Path(tempfile.mkdtemp(prefix="lb-t-"))
+    yield path
+    shutil.rmtree(path)
+
+
+def get(port: int, path: str) -> tuple[int, bytes]:
+    """One answer; status 0 when there is none yet."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    except OSError:
+        return 0, b""
+    finally:
+        connection.close()
+
+
+def test_it_serves_from_an_empty_folder_and_ends(folder: Path, tmp_path: Path) -> None:
+    backend = python(tmp_path, "backend", "-m", "lb.demo", "--port", "0", "--name", "b1")
+    backend.until(lambda: backend.out.endswith("\n"), "the backend")
+    with free_port() as data, free_port() as control:
+        env = clean_env(
+            {
+                "LB_RUNTIME_DIR": str(folder),
+                "LB_BACKENDS": backend.out.split()[1],
+                "LB_CONTROL_BIND": f"127.0.0.1:{control}",
+                "LB_WORKERS": "1",
+            }
+        )
+        bind = f"127.0.0.1:{data}"
+        server = python(tmp_path, "serve", "-m", "lb.cli", "serve", "--bind", bind, env=env)
+        try:
+            server.until(lambda: get(data, "/x")[0] == 200, "an answer")
+            assert json.loads(get(data, "/y")[1])["path"] == "/y"
+            assert python(tmp_path, "check", "-m", "lb.cli", "healthcheck", env=env).wait() == 0
+            family = descendants(server.pid)
+            assert server.end() == 0
+        finally:
+            server.end()
+            backend.end()
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), "the end of its processes")
+
+
+def test_a_port_in_use_is_one_line(folder: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken, free_port() as control:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        bind = f"127.0.0.1:{taken.getsockname()[1]}"
+        env = clean_env({"LB_RUNTIME_DIR": str(folder), "LB_CONTROL_BIND": f"127.0.0.1:{control}"})
+        server: Process = python(tmp_path, "serve", "-m", "lb.cli", "serve", "--bind", bind, env=env)
+        assert server.wait() == 1
+        wrong = [line for line in server.err.splitlines() if "in use" in line]
+        assert len(wrong) == 1
+        assert bind in wrong[0]
+        assert "Traceback" not in server.err

@@ -1,0 +1,39 @@
+"""`lb status` on a real store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lb.settings import BackendSpec, PoolConfig
+from lb.state import decide
+from lb.state.registry import Registry
+from tests.cli.conftest import Lb
+
+KEYS = {"id", "url", "weight", "state", "in_flight", "requests"}
+
+
+def test_nothing_there_yet(lb: Lb, registry: Registry, store_dir: Path) -> None:
+    assert lb("status", "--json").json == {
+        "store": f"{store_dir}/store.sock",
+        "health_daemon": None,
+        "pools": {},
+    }
+    assert "no pools yet" in lb("status").out
+
+
+def test_pools_and_backends(lb: Lb, registry: Registry) -> None:
+    config = PoolConfig("least-connections", (BackendSpec("http://h:1", 2), BackendSpec("http://h:2")))
+    registry.change("web", decide.declare(config))
+    registry.change("empty", decide.declare(PoolConfig()))
+    assert registry.hold_health("me", 60)
+    result = lb("status", "--json").json
+    assert result["health_daemon"] == "me"
+    web = result["pools"]["web"]
+    assert (web["algorithm"], web["version"]) == ("least-connections", 1)
+    assert [backend["id"] for backend in web["backends"]] == ["h:1", "h:2"]
+    assert set(web["backends"][0]) >= KEYS
+    assert result["pools"]["empty"]["backends"] == []
+    words = lb("status").out
+    assert "health daemon  me" in words
+    assert "web  least-connections, version 1" in words
+    assert "no backends: add some with `lb backends add URL --pool empty`" in words
