@@ -19,10 +19,10 @@ _LOG = logging.getLogger("lb")
 
 
 class Entry(msgspec.Struct, omit_defaults=True, gc=False):
-    """One request. Times in seconds; `time` since the epoch, when it came; `duration` until the answer was over.
+    """One request. Times in seconds: `time` of its coming, since the epoch; `duration` till the answer's end.
 
-    `code` says in one stable word why the balancer answered itself (see `lb.errors`); `tried` lists backends that
-    failed before `backend` answered.
+    `code` says in one stable word why the balancer answered itself (see `lb.errors`); `tried` lists backends
+    that failed before `backend` answered; `upstream` is the time until the head of its answer.
     """
 
     time: float
@@ -94,7 +94,9 @@ class AccessLog:
         except OSError as exc:
             self.dropped += data.count(b"\n")
             if not self._failing:
-                _LOG.error("access log %s: %s; lines are lost until it takes them again", self.destination, exc)
+                _LOG.error(
+                    "access log %s: %s; lines are lost until it takes them again", self.destination, exc
+                )
             self._failing = True
             return
         if self._failing:

@@ -7,9 +7,11 @@ at a reload the running configuration stays in force instead.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
+import resource
 import socket
 import sys
 from collections.abc import Mapping
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from lb.state.fleet import Runtime
 
 _LOG = logging.getLogger("lb")
+
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108 - gunicorn makes a file without a name in it
 
 _settings: Settings | None = None
 _store: embedded.EmbeddedStore | None = None
@@ -59,7 +63,8 @@ def gunicorn_settings(env: Mapping[str, str] = os.environ) -> dict[str, Any]:
         "bind": [settings.bind, settings.control_bind],
         "workers": settings.workers or len(os.sched_getaffinity(0)),
         "worker_class": "lb.worker.Worker",
-        "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else None,
+        # The heartbeats of the workers are touches of a file: kept in memory, no busy disk can stall them.
+        "worker_tmp_dir": _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None,
         "graceful_timeout": int(settings.graceful_timeout + 0.999),
         "loglevel": settings.log.level,
         "proc_name": "lb",
@@ -83,6 +88,7 @@ def start_master(addresses: list[Any], log: logging.Logger) -> None:
     """What the master does before it binds: check the addresses, start the store, publish the backends."""
     global _store
     use_log(log)
+    _raise_file_limit()
     try:
         if not {"GUNICORN_FD", "LISTEN_FDS"} & os.environ.keys():
             for address in addresses:
@@ -146,6 +152,14 @@ def use_log(log: logging.Logger) -> None:
     _LOG.handlers = log.handlers
     _LOG.setLevel(log.level)
     _LOG.propagate = False
+
+
+def _raise_file_limit() -> None:
+    """As many descriptors as the system lets us have: each connection needs one, its backend's another."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _check_free(address: Any) -> None:

@@ -10,31 +10,26 @@ from __future__ import annotations
 import io
 import socket
 import struct
-from _socket import socket as RawSocket
 from collections.abc import Callable, Iterable
 from time import monotonic, perf_counter, time
 from typing import Any, Protocol
-from urllib.parse import unquote_to_bytes
 
-from gunicorn_h1c import IncompleteError, LimitRequestHeaders, LimitRequestLine, ParseError, parse_request_fast
+from gunicorn_h1c import (
+    IncompleteError,
+    LimitRequestHeaders,
+    LimitRequestLine,
+    ParseError,
+    parse_request_fast,
+)
 
 from lb.accesslog import Entry
+from lb.environ import fill
 from lb.errors import BadRequest, ClientError, HeaderTooLarge, ProxyError, UnsupportedCoding, UriTooLong
 from lb.proxy.body import BodyReader, client_fault
-from lb.proxy.conn import Conn
+from lb.proxy.conn import Conn, RawSocket
 from lb.proxy.forward import Answer
-from lb.proxy.http1 import (
-    CODING,
-    EXPECT,
-    HOST,
-    LAST_CHUNK,
-    LENGTH,
-    NAMES,
-    UnsupportedTransferCoding,
-    chunk,
-    request_body,
-)
-from lb.wsgi import origin_form, problem
+from lb.proxy.http1 import LAST_CHUNK, UnsupportedTransferCoding, chunk, request_body
+from lb.wsgi import problem
 
 MAX_HEAD = 65536
 """Bytes: the largest request head that is read."""
@@ -71,7 +66,19 @@ class Host(Protocol):
 class Client:
     """A connection, from accept to close."""
 
-    __slots__ = ("base", "conn", "head_sent", "host", "idle_since", "lines", "measured", "pending", "reason", "status", "version")
+    __slots__ = (
+        "base",
+        "conn",
+        "head_sent",
+        "host",
+        "idle_since",
+        "lines",
+        "measured",
+        "pending",
+        "reason",
+        "status",
+        "version",
+    )
 
     def __init__(self, host: Host, conn: Conn, base: dict[str, Any]) -> None:
         self.host = host
@@ -186,92 +193,25 @@ class Client:
     def _environ(self, head: Any, data: bytes) -> dict[str, Any]:
         """The environ of a request. Raises ClientError when it cannot be read in exactly one way."""
         environ = self.base.copy()
-        consumed = head.consumed
-        if data.count(b"\n", 0, consumed) != data.count(b"\r\n", 0, consumed):
-            raise BadRequest("bare LF in the head")
-        method = environ["REQUEST_METHOD"] = head.method.decode("latin-1")
-        fields = environ["lb.fields"] = head.headers
-        self.version = minor = head.minor_version
-        hosts, framed, expect, dropped, clean = 0, False, b"", False, minor == 1
-        for name, value in fields:
-            known = NAMES[name]
-            key = known.environ
-            if key in environ:
-                glue = "; " if key == "HTTP_COOKIE" else ", "
-                environ[key] = f"{environ[key]}{glue}{value.decode('latin-1')}"
-            else:
-                environ[key] = value.decode("latin-1")
-            kind = known.kind
-            if kind:
-                if kind == HOST:
-                    hosts += 1
-                elif kind == LENGTH or kind == CODING:
-                    framed = True
-                else:
-                    clean = False
-                    if kind == EXPECT:
-                        expect = value
-            elif not name:
-                raise BadRequest("line folding in the head")
-            elif b"_" in name:
-                dropped = True
-        if hosts != 1 and (hosts or minor):
-            raise BadRequest("there must be exactly one Host")
-        if dropped:
-            self._drop_ambiguous(environ, fields)
-        target = head.path.decode("latin-1")
-        if target[0] != "/" and not (target == "*" and method == "OPTIONS"):
-            target = self._absolute(environ, method, target)
-            clean = False
-        # Nothing to take out of it: the bytes go on as they came.
-        environ["lb.head"] = data[: consumed - 2] if clean and not dropped else None
-        environ["lb.target"] = environ["RAW_URI"] = target
-        path, _, environ["QUERY_STRING"] = target.partition("?")
-        environ["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1") if "%" in path else path
-        if minor == 0:
-            environ["SERVER_PROTOCOL"] = "HTTP/1.0"
-        if framed:
-            self._body(environ, fields, data[consumed:], expect)
+        self.version = head.minor_version
+        if fill(environ, head, data):
+            self._body(environ, data[head.consumed :])
         else:
             environ["lb.body"] = None
             environ["wsgi.input"] = _NO_BODY
-            environ["lb.rest"] = data[consumed:]
-        environ["lb.keep"] = head.connection_close != 1 and (minor == 1 or head.connection_close == 0)
+            environ["lb.rest"] = data[head.consumed :]
         return environ
 
-    def _drop_ambiguous(self, environ: dict[str, Any], fields: Iterable[tuple[bytes, bytes]]) -> None:
-        """Leave out names with `_`: for many servers they are the same as those with `-` (Content_Length)."""
-        kept = environ["lb.fields"] = tuple(field for field in fields if b"_" not in field[0])
-        for name, _ in fields:
-            environ.pop(NAMES[name].environ, None)
-        for name, value in kept:
-            key = NAMES[name].environ
-            text = value.decode("latin-1")
-            environ[key] = f"{environ[key]}, {text}" if key in environ else text
-
-    def _absolute(self, environ: dict[str, Any], method: str, target: str) -> str:
-        if method == "CONNECT":
-            raise BadRequest("CONNECT is not for a gateway")
-        target, authority = origin_form(target)
-        # RFC 9112, section 3.2.2: the Host field is to be replaced by what the target says.
-        environ["HTTP_HOST"] = authority
-        encoded = authority.encode("latin-1")
-        environ["lb.fields"] = tuple(
-            (name, encoded) if NAMES[name].kind == HOST else (name, value) for name, value in environ["lb.fields"]
-        )
-        return target
-
-    def _body(
-        self, environ: dict[str, Any], fields: Iterable[tuple[bytes, bytes]], buffered: bytes, expect: bytes
-    ) -> None:
+    def _body(self, environ: dict[str, Any], buffered: bytes) -> None:
         try:
-            length = request_body(fields, self.version)
+            length = request_body(environ["lb.fields"], self.version)
         except ValueError as exc:
             raise BadRequest(str(exc)) from None
         except UnsupportedTransferCoding as exc:
             raise UnsupportedCoding(f"transfer coding {exc}") from None
-        before = self._send_continue if expect.lower() == b"100-continue" and self.version == 1 else None
+        expected = environ.get("lb.expect", b"").lower() == b"100-continue" and self.version == 1
         self.conn.timeout = self.host.body_timeout
+        before = self._send_continue if expected else None
         body = BodyReader(self.conn, length, buffered, client_fault, before)
         environ["lb.body"] = environ["wsgi.input"] = body
         if length < 0:
@@ -298,7 +238,7 @@ class Client:
             # The backend broke in the middle: the client must not take what it has for the whole.
             self._reset()
             return None
-        except Exception:
+        except Exception:  # noqa: BLE001 - an application's, and any WSGI server's last resort
             self.host.crashed(environ)
             if not self.head_sent:
                 self._refuse(ProxyError("the application failed"))
@@ -317,7 +257,9 @@ class Client:
             return None
         return environ["lb.rest"] if body is None else body.rest
 
-    def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], None]:
+    def start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
+    ) -> Callable[[bytes], None]:
         """As in PEP 3333."""
         if exc_info is not None and self.head_sent:
             raise exc_info[1].with_traceback(exc_info[2])
@@ -391,7 +333,8 @@ class Client:
         """Answer a message that cannot be served, and close."""
         request_id = self.host.next_id()
         environ = {"REQUEST_METHOD": "GET"}
-        entry = Entry(time(), request_id, self.base["REMOTE_ADDR"], "", "", "", exc.status, 0, 0.0, code=exc.code)
+        client = self.base["REMOTE_ADDR"]
+        entry = Entry(time(), request_id, client, "", "", "", status=exc.status, code=exc.code)
         started = perf_counter()
         try:
             body = b"".join(problem(exc, environ, self.start_response, request_id))
@@ -404,7 +347,7 @@ class Client:
         self.close()
 
     def _linger(self) -> None:
-        """Read and drop what the client still sends, for a moment: a reset would destroy the answer under way."""
+        """Read and drop for a moment what the client still sends: a reset would destroy the answer."""
         conn = self.conn
         if conn.closed:
             return
@@ -426,8 +369,8 @@ class Client:
 
 
 def accept(listener: RawSocket) -> tuple[RawSocket, Any]:
-    """The next connection, not blocking, and its peer. Raises OSError, BlockingIOError when there is none."""
-    fd, peer = listener._accept()  # type: ignore[attr-defined]
+    """The next connection, not blocking, and its peer. Raises OSError; BlockingIOError: there is none."""
+    fd, peer = listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - accept() without a wrapper
     sock = RawSocket(listener.family, listener.type, listener.proto, fileno=fd)
     sock.setblocking(False)
     if listener.family != socket.AF_UNIX:

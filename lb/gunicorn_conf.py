@@ -55,6 +55,5 @@ def settings() -> dict[str, Any]:
     return {**boot.gunicorn_settings(), **{hook.__name__: hook for hook in hooks}}
 
 
-
 if __name__ == "__config__":  # run as a configuration file: `gunicorn -c …/lb/gunicorn_conf.py`
     globals().update(settings())

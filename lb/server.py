@@ -1,10 +1,9 @@
-"""The connections of one worker process: accepting them, the greenlets that serve them, and their orderly end."""
+"""The connections of one worker process: accepting them, the greenlets that serve them, their orderly end."""
 
 from __future__ import annotations
 
 import errno
 import logging
-from _socket import socket as RawSocket
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -14,7 +13,7 @@ from greenlet import getcurrent, greenlet
 
 from lb.accesslog import Entry
 from lb.client import Client, WsgiApp, accept
-from lb.proxy.conn import Conn, Reactor
+from lb.proxy.conn import Conn, RawSocket, Reactor
 from lb.settings import ClientSettings
 
 _LOG = logging.getLogger("lb")
@@ -118,7 +117,7 @@ class Server:
         while True:
             try:
                 client.serve(data)
-            except Exception:
+            except Exception:  # noqa: BLE001 - one connection's fault must not end the worker
                 _LOG.exception("serving a connection failed")
                 client.close()
             self._parked.append(me)

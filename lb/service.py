@@ -62,7 +62,7 @@ class Service:
         self.log.flush()
 
     def kinds_of(self, names: list[Any]) -> list[str]:
-        """"data" or "control" for each listener, given as `getsockname` names it."""
+        """Which kind each listener is, `data` or `control`, given as `getsockname` names it."""
         bind = self.settings.control_bind
         kinds = ["control" if is_bound_to(name, bind) else "data" for name in names]
         self.control_addresses = tuple(
@@ -88,7 +88,7 @@ def is_bound_to(name: Any, bind: str) -> bool:
     if not port.isdigit() or name[1] != int(port):
         return False
     try:
-        found = socket.getaddrinfo(host.strip("[]") or "0.0.0.0", None, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host.strip("[]") or None, 0, type=socket.SOCK_STREAM)
     except OSError:
         return False
     return any(address[0] == name[0] for *_, address in found)

@@ -54,7 +54,8 @@ class UpstreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class ClientSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Towards clients: how long a kept-alive connection may idle, how long a head may take,
-    how long a body may pause, and how many connections one worker takes."""
+    how long a body may pause, and how many connections one worker takes.
+    """
 
     keepalive: float = 180.0
     header: float = 10.0
@@ -64,7 +65,8 @@ class ClientSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class PoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One `[pools.NAME]`. Timeouts and retries hold for this process; algorithm, backends and health
-    are published to the fleet."""
+    are published to the fleet.
+    """
 
     algorithm: str = "round-robin"
     backends: tuple[BackendSpec, ...] = ()
@@ -76,7 +78,8 @@ class PoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One `[[routes]]`: requests for `host` ("" any, "*.example.com" a suffix) whose path starts with
-    `path` go to `pool`."""
+    `path` go to `pool`.
+    """
 
     pool: str
     host: str = ""
@@ -92,7 +95,8 @@ class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole configuration of one process. `redis_url` "" means the embedded store in `runtime_dir`;
-    `runtime_dir` "" means the user's own (see `lb.state.embedded`); `workers` 0 means one per core."""
+    `runtime_dir` "" means the user's own (see `lb.state.embedded`); `workers` 0 means one per core.
+    """
 
     bind: str = "0.0.0.0:8000"
     control_bind: str = "127.0.0.1:8001"

@@ -12,7 +12,6 @@ import gc
 import logging
 import os
 import warnings
-from _socket import socket as RawSocket
 from typing import Any
 
 import gevent
@@ -95,6 +94,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
             boot.leave_if_orphaned(self.ppid)
 
     def _listen(self, server: Any) -> None:
+        from lb.proxy.conn import RawSocket
+
         environ = base_environ(self.cfg)
         environ.update(
             {
@@ -121,4 +122,3 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self.service.log.reopen()
         except OSError as exc:
             _LOG.error("access log: %s; the old file stays open", exc)
-

@@ -1,7 +1,7 @@
 """WSGI's border: what the application reads from an environ and how it answers by itself.
 
-`lb.worker` puts what it knows exactly into the environ (`lb.head`, `lb.fields`, `lb.target`, `lb.body`, `lb.listener`); under
-any other server the same is worked out from the standard keys, as well as WSGI allows.
+`lb.client` puts what it knows exactly into the environ (`lb.head`, `lb.fields`, `lb.target`, `lb.body`,
+`lb.listener`); under any other server the same is worked out from the standard keys, as well as WSGI allows.
 """
 
 from __future__ import annotations
@@ -76,7 +76,11 @@ def raw_head(environ: dict[str, Any], target: str) -> bytes:
     fields: Fields | None = environ.get("lb.fields")
     if fields is None:
         fields = _environ_fields(environ)
-    return request_head(environ["REQUEST_METHOD"].encode("latin-1"), target.encode("latin-1"), fields)
+    name, port = environ["SERVER_NAME"], environ["SERVER_PORT"]
+    method, default_host = environ["REQUEST_METHOD"], f"{name}:{port}" if port else "localhost"
+    return request_head(
+        method.encode("latin-1"), target.encode("latin-1"), fields, default_host.encode("latin-1")
+    )
 
 
 def _environ_fields(environ: dict[str, Any]) -> Fields:
@@ -85,9 +89,11 @@ def _environ_fields(environ: dict[str, Any]) -> Fields:
         for key, value in environ.items()
         if key.startswith("HTTP_")
     ]
-    for key in ("CONTENT_TYPE", "CONTENT_LENGTH"):
-        if environ.get(key):
-            found.append((key.replace("_", "-").title().encode(), environ[key].encode("latin-1")))
+    found += [
+        (key.replace("_", "-").title().encode(), environ[key].encode("latin-1"))
+        for key in ("CONTENT_TYPE", "CONTENT_LENGTH")
+        if environ.get(key)
+    ]
     return found
 
 
@@ -139,9 +145,8 @@ def problem(
     # The client learns what kind of failure it was, not which machine of ours failed how: that is in the log.
     if "json" in environ.get("HTTP_ACCEPT", ""):
         kind = "application/problem+json"
-        body = msgspec.json.encode(
-            {"type": "about:blank", "title": reason, "status": status, "code": exc.code, "request_id": request_id}
-        )
+        document = {"type": "about:blank", "title": reason, "status": status}
+        body = msgspec.json.encode({**document, "code": exc.code, "request_id": request_id})
     else:
         kind = "text/plain; charset=utf-8"
         body = f"{status} {reason}: {exc.code} (request {request_id})\n".encode()

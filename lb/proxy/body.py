@@ -46,7 +46,7 @@ def upstream_fault(exc: Exception) -> ProxyError:
 
 
 class BodyReader:
-    """The body of one message: `length` bytes, CHUNKED or UNTIL_CLOSE, of which `buffered` came with the head.
+    """The body of a message: `length` bytes, CHUNKED or UNTIL_CLOSE; `buffered` of it came with the head.
 
     `before` is called once before the first read from the stream (`100 Continue` is its use).
     """

@@ -12,19 +12,22 @@ Deadlines are plain numbers that a `Reactor` sweeps a few times a second: no tim
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
 import socket
-from _socket import socket as RawSocket
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, Protocol
 
 from greenlet import getcurrent, greenlet
 
+#: The socket below gevent's and below Python's own wrapper: nothing between a call and the kernel.
+RawSocket = _socket.socket
+
 NEVER = float("inf")
 READ, WRITE = 1, 2
-_PENDING = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EALREADY)
+
 
 Address = tuple[int, Any]
 """(address family, what `connect` takes)."""
@@ -66,7 +69,8 @@ class Reactor:
     def _sweep(self) -> None:
         now = monotonic()
         for conn in [c for c in self.conns if c.deadline <= now]:
-            conn.expire()
+            if conn.deadline <= now:  # whoever was woken before may have given this one more time
+                conn.expire()
         # At most about one percent of the time goes into sweeping, however many connections there are.
         self._timer.stop()
         self._timer = self.loop.timer(max(self.SWEEP, len(self.conns) * 1e-5))
@@ -303,7 +307,8 @@ def connect(reactor: Reactor | None, address: Address, timeout: float) -> Conn |
             return ThreadConn(sock)
         sock.setblocking(False)
         pending = sock.connect_ex(target)
-        if pending not in _PENDING and pending:
+        # EAGAIN is no such case: a unix socket's queue is full, and nothing goes on that could be waited for.
+        if pending and pending != errno.EINPROGRESS:
             raise OSError(pending, os.strerror(pending))
     except BaseException:
         sock.close()

@@ -40,10 +40,15 @@ def nominated(fields: Fields) -> frozenset[bytes]:
     return frozenset(names) - _PROTECTED
 
 
-def request_head(method: bytes, target: bytes, fields: Fields) -> bytes:
-    """The request line and the fields that go on to a backend, without the empty line at the end."""
+def request_head(method: bytes, target: bytes, fields: Fields, default_host: bytes) -> bytes:
+    """The request line and the fields that go on to a backend, without the empty line at the end.
+
+    `default_host` stands in for the Host that an HTTP/1.0 client need not send and HTTP/1.1 asks for.
+    """
     gone = nominated(fields)
     out = [b"%b %b HTTP/1.1\r\n" % (method, target)]
+    if not any(NAMES[name].kind == HOST for name, _ in fields):
+        out.append(b"Host: %b\r\n" % default_host)
     for name, value in fields:
         known = NAMES[name]
         if known.kind in (END_TO_END, HOST, LENGTH, CODING) and known.lower not in gone:
@@ -52,7 +57,7 @@ def request_head(method: bytes, target: bytes, fields: Fields) -> bytes:
 
 
 class ResponseHead:
-    """What a backend's head means: the lines that go on, how long the body is, and whether the connection stays.
+    """What a backend's head means: the lines that go on, the body's length, whether the connection stays.
 
     `lines` are the end-to-end fields as they are written to the client; `measured` says that they carry
     a Content-Length; `length` is the body's, or CHUNKED or UNTIL_CLOSE.
@@ -128,6 +133,7 @@ def response_lines(fields: Fields) -> bytes:
 
 @lru_cache(maxsize=4096)
 def forwarded(client: str, scheme: str, port: str) -> bytes:
-    """The fields a proxy adds that are the same for all requests of a client. `client` is an address or ""."""
+    """The fields a proxy adds that are the same for all requests of a client (an address, or "")."""
     who = f"X-Forwarded-For: {client}\r\nX-Real-Ip: {client}\r\n" if client else ""
-    return f"{who}X-Forwarded-Proto: {scheme}\r\nX-Forwarded-Port: {port}\r\nVia: 1.1 lb\r\n".encode("latin-1")
+    how = f"X-Forwarded-Proto: {scheme}\r\nX-Forwarded-Port: {port}\r\nVia: 1.1 lb\r\n"
+    return (who + how).encode("latin-1")

@@ -16,12 +16,22 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 
 from lb.accesslog import AccessLog, Entry
-from lb.errors import ClientError, ConnectFailed, NoBackend, ProxyError, ResponseTimeout, UpstreamClosed, UpstreamError
+from lb.errors import (
+    ClientError,
+    ConnectFailed,
+    NoBackend,
+    ProxyError,
+    ResponseTimeout,
+    UpstreamClosed,
+    UpstreamError,
+)
 from lb.model import Backend
 from lb.proxy.body import PIECE, BodyReader
 from lb.proxy.conn import Reactor, Stream
 from lb.proxy.fields import Fields, response_lines
-from lb.proxy.transport import IDEMPOTENT, ProxyRequest, ProxyResponse, Transport, Upstream
+from lb.proxy.messages import ProxyRequest, ProxyResponse
+from lb.proxy.transport import IDEMPOTENT, Transport
+from lb.proxy.upstream import Upstream
 from lb.settings import PoolConfig
 
 
@@ -38,9 +48,21 @@ class Answer:
     A worker that knows it may take `relay` instead of iterating: the same bytes, without a copy of each.
     """
 
-    __slots__ = ("_done", "_forwarder", "_iter", "_response", "_started", "backend", "entry", "sent", "streams")
+    __slots__ = (
+        "_done",
+        "_forwarder",
+        "_iter",
+        "_response",
+        "_started",
+        "backend",
+        "entry",
+        "sent",
+        "streams",
+    )
 
-    def __init__(self, forwarder: Forwarder, backend: Backend, entry: Entry, started: float, response: Any) -> None:
+    def __init__(
+        self, forwarder: Forwarder, backend: Backend, entry: Entry, started: float, response: Any
+    ) -> None:
         self._forwarder = forwarder
         self._response = response
         self._started = started
@@ -106,7 +128,7 @@ class Answer:
         return bytes(piece)
 
     def relay(self, to: Stream, *, chunked: bool, head: bytes) -> None:
-        """Send `head` and the whole body to `to`. Raises OSError for its faults, UpstreamError for the backend's."""
+        """Send `head` and the whole body to `to`. Raises OSError for its faults, UpstreamError for others."""
         self.sent += self._response.raw.relay(to, chunked=chunked, head=head)
 
     def close(self) -> None:
@@ -147,16 +169,14 @@ class Forwarder:
         self._session.mount("http+unix://", transport)
         self._session.mount("https://", HTTPAdapter(pool_maxsize=config.upstream.max_idle, max_retries=0))
 
-    def forward(
-        self, entry: Entry, head: bytes, body: BodyReader | bytes | None, started: float
-    ) -> Answer:
+    def forward(self, entry: Entry, head: bytes, body: BodyReader | bytes | None, started: float) -> Answer:
         """The first answer a backend gives to the request with this `head` (whole) and `body`.
 
-        `entry` says what it is, and is filled in on the way. Raises ProxyError when there is no answer to be had.
+        `entry` says what it is, and is filled in on the way. Raises ProxyError when there is no answer.
         """
         method = entry.method
         idempotent = method in IDEMPOTENT
-        if body is not None and idempotent and isinstance(body, BodyReader) and 0 <= body.length <= self._max_body:
+        if isinstance(body, BodyReader) and idempotent and 0 <= body.length <= self._max_body:
             body = body.read()  # small enough to keep for another try
         tried: tuple[str, ...] = ()
         failure: ProxyError | None = None

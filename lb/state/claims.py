@@ -115,7 +115,7 @@ class Claims:
     # What the request path calls.
 
     def claim(self, waiter: Waiter, switch: Callable[[], Any], exclude: Sequence[str] = ()) -> Backend | None:
-        """Take a backend, not one of `exclude`; None when none may take it. `switch` waits for `waiter`'s turn."""
+        """Take a backend, not one of `exclude`; None when none may take it. `switch` lets `waiter` wait."""
         if not self.shared:
             return self._pick_locally(exclude)
         self.waiting.append((waiter, "\n".join(exclude)))
@@ -156,7 +156,9 @@ class Claims:
         if any(exclude for _, exclude in flying):  # the script wants those at the end
             flying.sort(key=_has_exclusion)
             exclusions = [exclude for _, exclude in flying if exclude]
-        command: list[str | int | float | bytes | memoryview] = [*self._head, str(len(flying)), str(len(released))]
+        command: list[str | int | float | bytes | memoryview] = [*self._head]
+        command.append(str(len(flying)))
+        command.append(str(len(released)))
         for name, count in released.items():
             command.append(name)
             command.append(str(count))
@@ -225,9 +227,8 @@ class Claims:
         return backend
 
     def _serve_locally(self, waiters: list[tuple[Waiter, str]]) -> None:
-        picks = [(waiter, self._pick_locally(exclude.split("\n") if exclude else ())) for waiter, exclude in waiters]
-        for waiter, pick in picks:
-            waiter.switch(pick)
+        for waiter, exclude in waiters:
+            waiter.switch(self._pick_locally(exclude.split("\n") if exclude else ()))
 
 
 def _has_exclusion(entry: tuple[Waiter, str]) -> bool:

@@ -1,8 +1,8 @@
 """A worker's part in the fleet: its claims in every pool, kept in step with the shared state.
 
-`Fleet.claims_of(pool)` is what the request path uses. Around it one loop looks after the rest: it beats, reaps dead
-workers, reads what changed, and when the store goes away and comes back it reconnects, opens the leases
-anew and goes back to shared picks. Every fault in it is logged and the loop goes on.
+`Fleet.claims_of(pool)` is what the request path uses. Around it one loop looks after the rest: it beats,
+reaps dead workers, reads what changed, and when the store goes away and comes back it reconnects, opens
+the leases anew and goes back to shared picks. Every fault in it is logged and the loop goes on.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class Fleet:
         #: Why the shared state is not in use; "" while it is.
         self.degraded = "not connected yet"
         self.degraded_count = 0
+        self._said = False
         self._url = url
         self._pools = pools
         self._runtime = runtime
@@ -93,7 +94,7 @@ class Fleet:
         return self._sources[pool]
 
     def start(self) -> None:
-        """Connect (serving goes on from the configuration if that fails) and look after things from now on."""
+        """Connect and look after things from now on; without a store, serve all the same."""
         self._try_connect()
         self._runtime.spawn(self._maintain)
 
@@ -110,14 +111,15 @@ class Fleet:
             try:
                 for lease in self._leases.values():
                     lease.close()
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - whatever it is, this process is about to end
                 _LOG.debug("leaving the shared state: %s", exc)
             self._client.close()
 
     # What the link and the claims tell us; called in the event loop, so nothing here may wait.
 
     def _on_down(self, why: str) -> None:
-        if not self.degraded:
+        if not self._said:
+            self._said = True
             self.degraded_count += 1
             _LOG.warning("shared state away (%s): balancing on this worker's own view until it is back", why)
         self.degraded = why
@@ -150,8 +152,6 @@ class Fleet:
         while not self._stopping:
             self._wake.wait(min(BEAT, pause) if self.degraded else BEAT)
             self._wake.clear()
-            if self._stopping:
-                return
             try:
                 if self.degraded or not self._link.up:
                     pause = 0.1 if self._try_connect() else min(pause * 2, 1.0)
@@ -160,10 +160,12 @@ class Fleet:
             except StoreError as exc:
                 self._link.close()
                 self._on_down(str(exc))
-            except Exception:
+            except Exception:  # noqa: BLE001 - this loop must not end
                 _LOG.exception("looking after the shared state failed; going on")
 
     def _look_after(self) -> None:
+        if self._stopping:
+            return
         registry = Registry(self._client)
         stale, self._stale = self._stale, set()
         for name, claims in self.claims.items():
@@ -192,18 +194,17 @@ class Fleet:
             if old is not None:
                 old.close()
             registry = Registry(client)
-            self._leases = {
-                name: WorkerLease(registry.scripts, name, self.worker) for name in self.claims
-            }
+            self._leases = {name: WorkerLease(registry.scripts, name, self.worker) for name in self.claims}
             self._link.connect(client)
             for claims in self.claims.values():
                 self._open(registry, claims)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever it is, serving goes on without the store
             if not isinstance(exc, StoreError):
                 _LOG.debug("connecting to the shared state", exc_info=True)
             self._link.close()
             self._on_down(str(exc))
             return False
+        self._said = False
         if self.degraded:
             _LOG.info("shared state in use: %s", ", ".join(self.claims))
         self.degraded = ""
@@ -234,5 +235,3 @@ class Fleet:
 def from_config(name: str, config: PoolConfig) -> Snapshot:
     """The pool as the configuration has it: what a worker goes by until it has seen the shared state."""
     return decide.configured(name, PoolSettings(config.algorithm, config.health), config.backends)
-
-

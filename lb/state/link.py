@@ -1,8 +1,8 @@
 """The one connection on which a worker's claims reach the store, without waiting in a greenlet.
 
 One call at a time is under way. While it is, claims gather; when its answer comes, the greenlets
-it serves run, and after everything else that is ready in this turn of the loop the next call goes out. redis-py
-opens the connection (address, password, TLS), hiredis reads the answers.
+it serves run, and after everything else that is ready in this turn of the loop the next call goes out.
+redis-py opens the connection (address, password, TLS), hiredis reads the answers.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Link:
         except (redis.RedisError, OSError) as exc:
             connection.disconnect()
             raise StoreUnavailable(str(exc)) from None
-        plain = connection._sock  # the socket itself: redis-py has no way to read without waiting
+        plain = connection._sock  # noqa: SLF001 - redis-py has no way to read without waiting
         plain.setblocking(False)
         self._connection = connection
         self._sock = plain
@@ -124,7 +124,7 @@ class Link:
         for claims in dirty:
             command = claims.batch()
             if command is not None:
-                packed += hiredis.pack_command(command)
+                packed += hiredis.pack_command(command)  # type: ignore[arg-type]
                 self._flying.append(claims)
                 if claims.waiting:
                     claims.queued = True

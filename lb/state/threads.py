@@ -112,8 +112,7 @@ class ThreadClaims:
             return box.pick
 
         with self._link.lock:
-            picked = self._claims.claim(box, wait, exclude)
-            return picked
+            return self._claims.claim(box, wait, exclude)
 
     def release(self, name: str) -> None:
         """Give back what a claim took."""

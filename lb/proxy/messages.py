@@ -1,0 +1,143 @@
+"""A request and its answer in the types of `requests`, without what a proxy has no use for.
+
+Both are made once per request, so they hold bytes as they came; what `requests` promises beyond that
+(`url`, `headers`) is worked out when somebody reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+from requests import PreparedRequest, Response
+from requests.structures import CaseInsensitiveDict
+
+from lb.proxy.body import BodyReader, upstream_fault
+from lb.proxy.conn import NEVER, Conn, ThreadConn
+from lb.proxy.fields import Fields, ResponseHead
+from lb.proxy.http1 import UNTIL_CLOSE
+from lb.proxy.upstream import Upstream
+
+
+class _Nowhere:
+    """The stream behind a body that is here already."""
+
+    timeout = NEVER
+
+    def recv(self, size: int) -> bytes:
+        return b""
+
+
+_NOWHERE: Any = _Nowhere()
+
+
+class ProxyRequest(PreparedRequest):
+    """A request on its way to a backend: the head as bytes, the body as bytes, a `BodyReader` or None.
+
+    `url` and `headers` are worked out only when somebody reads them.
+    """
+
+    def __init__(
+        self, method: str, upstream: Upstream, target: str, head: bytes, body: BodyReader | bytes | None
+    ) -> None:
+        # Not PreparedRequest.__init__: it sets up hooks and cookies that a proxy has no use for.
+        self.method = method
+        self.upstream = upstream
+        self.target = target
+        self.head = head
+        self.payload = body
+
+    @property
+    def body(self) -> Any:  # type: ignore[override]
+        """The body, under the name `requests` has for it."""
+        return self.payload
+
+    @property
+    def url(self) -> str:  # type: ignore[override]
+        """The whole URL at the backend."""
+        return self.upstream.url + self.target
+
+    @property
+    def headers(self) -> CaseInsensitiveDict[str]:  # type: ignore[override]
+        """The fields that are sent; repeated ones joined."""
+        lines = self.head.decode("latin-1").split("\r\n")[1:-2]
+        return _fields_dict(line.split(": ", 1) for line in lines)
+
+
+class ProxyResponse(Response):
+    """A backend's answer. `head` is what its head means, `fields` the fields as they came.
+
+    `whole` is the body, when all of it came with the head: the connection is free again then. Otherwise
+    `raw` is a `BodyReader`, and `close` gives the connection back.
+    """
+
+    # What Response.__init__ sets for each instance, once for all: most answers never read them.
+    _content = False
+    _content_consumed = False
+    encoding = None
+    elapsed = timedelta(0)
+    history = []  # noqa: RUF012
+    _next = None
+    connection: Any = None
+    request: Any
+    _reader: BodyReader | None = None
+    _conn: Any = None
+
+    def __init__(
+        self,
+        status: int,
+        reason: str,
+        head: ResponseHead,
+        fields: Fields,
+        request: ProxyRequest,
+        whole: bytes | None,
+    ) -> None:
+        self.status_code = status
+        self.reason = reason
+        self.head = head
+        self.fields = fields
+        self.request = request
+        self.whole = whole
+
+    @property
+    def raw(self) -> BodyReader:
+        """The body, to be read piece by piece."""
+        if self._reader is None:
+            whole = self.whole or b""
+            self._reader = BodyReader(_NOWHERE, len(whole), whole, upstream_fault)
+        return self._reader
+
+    def stream_from(self, conn: Conn | ThreadConn, rest: bytes, keep: bool) -> None:
+        """The body comes from `conn`, `rest` of it is here; `keep` says whether the connection can stay."""
+        self._reader = BodyReader(conn, self.head.length, rest, upstream_fault)
+        self._conn = conn
+        self._keep = keep
+
+    @property
+    def url(self) -> str:  # type: ignore[override]
+        """Where it came from."""
+        return str(self.request.url)
+
+    @property
+    def headers(self) -> CaseInsensitiveDict[str]:  # type: ignore[override]
+        """The fields; repeated ones joined."""
+        return _fields_dict((n.decode("latin-1"), v.decode("latin-1")) for n, v in self.fields)
+
+    def close(self) -> None:
+        """Give the connection back, or end it when the body was not read to its end."""
+        conn, self._conn = self._conn, None
+        if conn is None:
+            return
+        reader = self.raw
+        if self._keep and reader.complete and not reader.rest and self.head.length != UNTIL_CLOSE:
+            self.request.upstream.checkin(conn)
+        else:
+            conn.close()
+
+
+def _fields_dict(pairs: Iterable[Any]) -> CaseInsensitiveDict[str]:
+    fields: CaseInsensitiveDict[str] = CaseInsensitiveDict()
+    for name, value in pairs:
+        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    return fields

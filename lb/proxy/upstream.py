@@ -1,0 +1,138 @@
+"""Backends as a worker reaches them: where they are, and the connections it keeps to them."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from lb.errors import ConnectFailed, ConnectTimeout
+from lb.proxy.conn import NEVER, Address, Conn, Reactor, ThreadConn, connect
+
+RESOLVE_FOR = 10.0
+"""Seconds for which a backend's host name is not looked up again."""
+
+
+class Upstream:
+    """One backend's address and its kept-alive connections in this worker.
+
+    `max_idle` connections at most are kept, each for `idle_timeout` seconds; the one used last is used
+    next, so that those a quieter time does not need run out.
+    """
+
+    def __init__(
+        self, url: str, reactor: Reactor | None, max_idle: int = 256, idle_timeout: float = 30.0
+    ) -> None:
+        self.url = url
+        #: `send` of the adapter that serves this backend.
+        self.send: Callable[..., Any] = _no_adapter
+        self._reactor = reactor
+        self._max_idle = max_idle
+        self._idle_timeout = idle_timeout
+        self._idle: list[Conn | ThreadConn] = []
+        self._idle_since: dict[int, float] = {}
+        self._addresses: list[Address] = []
+        self._resolved_at = -RESOLVE_FOR
+        parts = urlsplit(url)
+        self._path = unquote(parts.netloc) if parts.scheme == "http+unix" else ""
+        self._host, self._port = parts.hostname or "", parts.port or 80
+        self._literal = bool(self._path) or _is_literal(self._host)
+
+    @property
+    def idle(self) -> int:
+        """How many connections wait for use."""
+        return len(self._idle)
+
+    def checkout(self) -> Conn | ThreadConn | None:
+        """An idle connection, or None."""
+        idle = self._idle
+        while idle:
+            conn = idle.pop()
+            if isinstance(conn, Conn):
+                if conn.closed:
+                    continue
+                conn.idle = None
+                conn.deadline = NEVER
+                return conn
+            if monotonic() - self._idle_since.pop(id(conn), 0.0) < self._idle_timeout and not conn.readable():
+                return conn
+            conn.close()
+        return None
+
+    def checkin(self, conn: Conn | ThreadConn) -> None:
+        """Keep `conn` for the next request, or close it."""
+        if len(self._idle) >= self._max_idle or self._idle_timeout <= 0:
+            conn.close()
+            return
+        if isinstance(conn, Conn):
+            if conn.readable():  # the end of the stream, or bytes nobody asked for
+                conn.close()
+                return
+            conn.idle = conn.close
+            conn.deadline = monotonic() + self._idle_timeout
+        else:
+            self._idle_since[id(conn)] = monotonic()
+        self._idle.append(conn)
+
+    def connect(self, timeout: float) -> Conn | ThreadConn:
+        """A fresh connection, tried at each address of the host. Raises ConnectFailed, ConnectTimeout."""
+        failure: Exception = OSError("the name has no address")
+        try:
+            addresses = self._resolve()
+        except OSError as exc:
+            raise ConnectFailed(f"{self.url}: cannot look up the name: {exc}") from None
+        until = monotonic() + timeout
+        for address in addresses:
+            try:
+                return connect(self._reactor, address, max(until - monotonic(), 0.001))
+            except OSError as exc:
+                failure = exc
+                self._resolved_at = -RESOLVE_FOR
+        if isinstance(failure, TimeoutError):
+            raise ConnectTimeout(f"{self.url}: no connection within {timeout:g} s")
+        raise ConnectFailed(f"{self.url}: {failure.strerror if isinstance(failure, OSError) else failure}")
+
+    def _resolve(self) -> list[Address]:
+        now = monotonic()
+        if self._addresses and (self._literal or now - self._resolved_at < RESOLVE_FOR):
+            return self._addresses
+        if self._path:
+            self._addresses = [(socket.AF_UNIX, self._path)]
+        else:
+            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+            self._addresses = [(int(family), target) for family, _, _, _, target in found]
+        self._resolved_at = now
+        return self._addresses
+
+    def close(self) -> None:
+        """Close the idle connections; those in use are closed when they come back."""
+        self._max_idle = 0
+        idle, self._idle = self._idle, []
+        for conn in idle:
+            conn.close()
+
+
+def _no_adapter(*args: Any, **kwargs: Any) -> Any:
+    raise RuntimeError("this upstream was not mounted")
+
+
+def _is_literal(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def went_away(conn: Conn | ThreadConn) -> bool:
+    """Has the other side closed this idle connection? A system call, for what cannot be sent twice."""
+    try:
+        conn.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True  # the end of the stream, or an answer to nothing
