@@ -1,0 +1,122 @@
+"""This balancer, started as a user starts it, with one worker on the proxies' core.
+
+Only the worker is on the proxies' core: the gunicorn master, the embedded store and the
+health daemon share the other with the backends and the clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import redis
+
+import lb
+from loadtest import system
+from loadtest.bench.binaries import Programs
+from loadtest.bench.site import Running, Site
+from loadtest.procs import Child, answers, free_ports, pin_tree
+
+NAME = "lb"
+SCRIPT_COMMANDS = ("eval", "evalsha", "fcall", "eval_ro", "evalsha_ro", "fcall_ro")
+
+
+@dataclass(frozen=True)
+class StoreCounts:
+    """What the store has executed since it started.
+
+    `scripts`: calls of scripts and functions, each one command on the wire. `commands`:
+    everything, what the scripts execute inside included.
+    """
+
+    scripts: int
+    commands: int
+
+    def since(self, before: StoreCounts) -> StoreCounts:
+        """The difference to an earlier look."""
+        return StoreCounts(self.scripts - before.scripts, self.commands - before.commands)
+
+
+class Store:
+    """The shared state that the balancer under test uses, looked at from outside."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server."""
+        return int(self._client.info("server")["process_id"])
+
+    def counts(self) -> StoreCounts:
+        """What it has executed so far; the looks themselves are two commands each."""
+        by_command = self._client.info("commandstats")
+        scripts = sum(int(by_command.get(f"cmdstat_{name}", {}).get("calls", 0)) for name in SCRIPT_COMMANDS)
+        return StoreCounts(scripts, int(self._client.info("stats")["total_commands_processed"]))
+
+
+@dataclass
+class Balancer:
+    """Gunicorn with this balancer's application and a health daemon; a `bench.site.Proxy`.
+
+    `settings` are environment variables on top of those that the bench sets itself.
+    """
+
+    settings: Mapping[str, str] = field(default_factory=dict)
+    name: str = NAME
+    store: Store | None = None
+    pinning: dict[str, int] = field(default_factory=dict)
+    """Core by role, as read back from the kernel after the start."""
+
+    def missing(self, programs: Programs) -> str | None:
+        """Never missing: the bench is part of its source tree."""
+        del programs
+        return None
+
+    def start(self, site: Site) -> Running:
+        """Start gunicorn and the health daemon, pin them, and return once a request is answered."""
+        port, control = free_ports(2)
+        runtime = site.folder / "run"
+        env = {
+            **system.environment(
+                backends=site.backends, port=port, control=control, workers=1, runtime=runtime
+            ),
+            **self.settings,
+        }
+        # All starts on the other core, so that no thread begins on the proxies'; the worker moves there.
+        master = system.start_gunicorn(site.children, env, name=self.name, core=site.load_core)
+        master.require(lambda: answers(port), f"an answer on port {port}")
+        health = system.start_health(site.children, env, interval=10, core=site.load_core)
+        self.store = Store(self._client(env, runtime))
+        workers = self._pin(master, health, site)
+        # The health daemon keeps traffic from a backend until it has probed it.
+        health.require(lambda: system.backends_up(control), "a good probe of every backend")
+        return Running(self.name, lb.__version__, port, master, master.output, workers)
+
+    @staticmethod
+    def _client(env: Mapping[str, str], runtime: Path) -> redis.Redis:
+        url = env.get("LB_REDIS_URL")
+        return redis.Redis.from_url(url) if url else redis.Redis(unix_socket_path=str(runtime / "store.sock"))
+
+    def _pin(self, master: Child, health: Child, site: Site) -> tuple[int, ...]:
+        """Pin every process by its role and return the workers' ids."""
+        assert self.store is not None
+        roles = {"master": master.pid, "health daemon": health.pid}
+        if "LB_REDIS_URL" not in self.settings:  # else it is somebody else's server
+            roles["store"] = self.store.pid
+        workers = [
+            child.pid
+            for child in psutil.Process(master.pid).children()
+            if child.pid not in roles.values() and child.name().startswith(("python", "gunicorn"))
+        ]
+        for pid in roles.values():
+            pin_tree(pid, site.load_core)
+        for number, pid in enumerate(workers):
+            pin_tree(pid, site.proxy_core)
+            roles[f"worker {number + 1}"] = pid
+        self.pinning = {
+            role: core for role, pid in roles.items() for core in psutil.Process(pid).cpu_affinity()
+        }
+        return tuple(workers)
