@@ -35,11 +35,16 @@ def application(environ: dict[str, Any], start_response: StartResponse) -> Itera
         pool = service.router.only or service.router.match(host, environ["PATH_INFO"])
         if pool is None:
             raise NoPool(f"no route for {host}{environ['PATH_INFO']}")
-        head = b"%b%bX-Forwarded-Host: %b\r\nX-Request-Id: %b\r\n\r\n" % (
-            raw_head(environ, entry.target),
-            forwarded(client, environ["wsgi.url_scheme"], environ["SERVER_PORT"]),
-            host.encode("latin-1"),
-            entry.id.encode(),
+        head = b"".join(
+            (
+                raw_head(environ, entry.target),
+                forwarded(client, environ["wsgi.url_scheme"], environ["SERVER_PORT"]),
+                b"X-Forwarded-Host: ",
+                host.encode("latin-1"),
+                b"\r\nX-Request-Id: ",
+                entry.id.encode(),
+                b"\r\n\r\n",
+            )
         )
         answer = service.forwarders[pool].forward(entry, head, client_body(environ), started)
     except ProxyError as exc:
@@ -48,7 +53,7 @@ def application(environ: dict[str, Any], start_response: StartResponse) -> Itera
         return problem(exc, environ, start_response, entry.id)
     start_raw: Callable[[int, str, bytes, bool], None] | None = environ.get("lb.start")
     if start_raw is not None:  # our own worker takes the fields as they came
-        start_raw(answer.status, answer.reason, *answer.lines())
+        start_raw(answer.status, answer.reason, answer.lines, answer.measured)
     else:
         start_response(f"{answer.status} {answer.reason}", answer.headers())
     body = answer.whole()

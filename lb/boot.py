@@ -67,7 +67,6 @@ def gunicorn_settings(env: Mapping[str, str] = os.environ) -> dict[str, Any]:
         "worker_tmp_dir": _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None,
         "graceful_timeout": int(settings.graceful_timeout + 0.999),
         "loglevel": settings.log.level,
-        "proc_name": "lb",
         "threads": 16,
         # Its asyncio thread would be forked into the workers, and its socket left in the home folder.
         "control_socket_disable": True,

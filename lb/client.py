@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from gunicorn_h1c import (
     IncompleteError,
+    InvalidRequestMethod,
     LimitRequestHeaders,
     LimitRequestLine,
     ParseError,
@@ -23,7 +24,7 @@ from gunicorn_h1c import (
 )
 
 from lb.accesslog import Entry
-from lb.environ import fill
+from lb.environ import KEYS, fill
 from lb.errors import BadRequest, ClientError, HeaderTooLarge, ProxyError, UnsupportedCoding, UriTooLong
 from lb.proxy.body import BodyReader, client_fault
 from lb.proxy.conn import Conn, RawSocket
@@ -33,11 +34,7 @@ from lb.wsgi import problem
 
 MAX_HEAD = 65536
 """Bytes: the largest request head that is read."""
-MAX_LINE = 8190
-"""Bytes: the longest request line."""
-MAX_FIELDS = 100
-MAX_FIELD = 8190
-"""Bytes: the longest field."""
+# A request line or a field of more than 8190 bytes, or more than 100 fields, are refused by the parser.
 LINGER = 2.0
 """Seconds for which what a client still sends is read and dropped after an early answer."""
 
@@ -45,6 +42,15 @@ _NO_BODY = io.BytesIO()
 _RESET = struct.pack("ii", 1, 0)
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+def _refusal(exc: ParseError) -> ClientError:
+    """What it means that the parser does not take a head."""
+    if isinstance(exc, LimitRequestLine):
+        return UriTooLong(str(exc))
+    if isinstance(exc, LimitRequestHeaders):
+        return HeaderTooLarge(str(exc))
+    return BadRequest(str(exc))
 
 
 class Host(Protocol):
@@ -69,6 +75,7 @@ class Client:
     __slots__ = (
         "base",
         "conn",
+        "greenlet",
         "head_sent",
         "host",
         "idle_since",
@@ -86,6 +93,8 @@ class Client:
         #: The environ of each request before its head is filled in.
         self.base = base
         base["lb.start"] = self.start_raw
+        # All keys are there from the beginning, so that filling in a copy never makes it grow.
+        base.update(dict.fromkeys(KEYS))
         #: What has arrived of a head that is not whole yet.
         self.pending = b""
         self.version = 1
@@ -96,7 +105,10 @@ class Client:
         self.measured = False
         self.head_sent = False
         self.idle_since = monotonic()
+        #: Who serves it while it is not idle.
+        self.greenlet: Any = None
         conn.idle = self._on_readable
+        conn.noticed = self._on_early
         conn.deadline = self.idle_since + host.header_timeout
 
     # In the hub.
@@ -118,6 +130,18 @@ class Client:
         conn.idle = None
         self.host.run(self, data)
 
+    def _on_early(self) -> None:
+        """Something came while a request is served: the next one, or the end, after which nobody is there."""
+        conn = self.conn
+        try:
+            gone = not conn.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError:
+            gone = True
+        if gone and self.greenlet is not None:
+            conn.reactor.abandoned[self.greenlet] = conn
+
     def close(self) -> None:
         """Close the connection. May be called again."""
         if not self.conn.closed:
@@ -136,29 +160,23 @@ class Client:
         seen = len(self.pending)
         while True:
             try:
-                head = parse_request_fast(
-                    data,
-                    seen,
-                    limit_request_line=MAX_LINE,
-                    limit_request_fields=MAX_FIELDS,
-                    limit_request_field_size=MAX_FIELD,
-                    permit_unconventional_http_method=True,
-                )
+                head = parse_request_fast(data, seen) if seen else parse_request_fast(data)
             except IncompleteError:
                 if len(data) > MAX_HEAD:
                     self._refuse(HeaderTooLarge("the head is too large"))
                     return
                 self._await_head(data)
                 return
-            except LimitRequestLine as exc:
-                self._refuse(UriTooLong(str(exc)))
-                return
-            except LimitRequestHeaders as exc:
-                self._refuse(HeaderTooLarge(str(exc)))
-                return
             except ParseError as exc:
-                self._refuse(BadRequest(str(exc)))
-                return
+                if not isinstance(exc, InvalidRequestMethod):
+                    self._refuse(_refusal(exc))
+                    return
+                # Any token is a method (RFC 9110, section 9.1). Not said at once: options cost every request.
+                try:
+                    head = parse_request_fast(data, permit_unconventional_http_method=True)
+                except ParseError as again:
+                    self._refuse(_refusal(again))
+                    return
             try:
                 environ = self._environ(head, data)
             except ClientError as exc:
@@ -197,7 +215,6 @@ class Client:
         if fill(environ, head, data):
             self._body(environ, data[head.consumed :])
         else:
-            environ["lb.body"] = None
             environ["wsgi.input"] = _NO_BODY
             environ["lb.rest"] = data[head.consumed :]
         return environ
@@ -209,7 +226,7 @@ class Client:
             raise BadRequest(str(exc)) from None
         except UnsupportedTransferCoding as exc:
             raise UnsupportedCoding(f"transfer coding {exc}") from None
-        expected = environ.get("lb.expect", b"").lower() == b"100-continue" and self.version == 1
+        expected = (environ["lb.expect"] or b"").lower() == b"100-continue" and self.version == 1
         self.conn.timeout = self.host.body_timeout
         before = self._send_continue if expected else None
         body = BodyReader(self.conn, length, buffered, client_fault, before)

@@ -51,6 +51,8 @@ class Loaded(msgspec.Struct, frozen=True):
 def load(path: str | None = None, env: Mapping[str, str] = os.environ) -> Settings:
     """The settings from the file `path` (else `LB_CONFIG`, else `lb.toml` if present) and `env`.
 
+    There is at least one pool. Without routes every request goes to the pool `default`; where there is only
+    one pool, of another name, it gets the one route that says so.
     Raises ConfigError, one line, when there is anything wrong with them.
     """
     loaded = read(path, env)
@@ -74,11 +76,6 @@ def read(path: str | None = None, env: Mapping[str, str] = os.environ) -> Loaded
     return Loaded(
         None if problems else settings, problems, tuple(reader.notes), file, reader.lines, reader.env
     )
-
-
-def default_pool(pools: Mapping[str, object]) -> str:
-    """The pool that gets every request when there are no routes: `default`, else the only one there is."""
-    return next(iter(pools)) if len(pools) == 1 else DEFAULT_POOL
 
 
 def _read_file(path: str | None, env: Mapping[str, str]) -> tuple[str, str]:
@@ -261,8 +258,11 @@ class _Reader:
         pools = dict(settings.pools) or {DEFAULT_POOL: PoolConfig()}
         for name, pool in pools.items():
             self.pool(name, pool)
-        self.routes(settings.routes, pools)
-        return msgspec.structs.replace(settings, pools=pools)
+        routes = settings.routes
+        if not routes and DEFAULT_POOL not in pools and len(pools) == 1:
+            routes = (Route(pool=next(iter(pools))),)
+        self.routes(routes, pools)
+        return msgspec.structs.replace(settings, pools=pools, routes=routes)
 
     def pool(self, name: str, pool: PoolConfig) -> None:
         path: KeyPath = ("pools", name, "backends")
@@ -286,8 +286,8 @@ class _Reader:
             if (first := seen.setdefault((route.host, route.path), index)) != index:
                 other = self.place(("routes", first))
                 self.problem(path, f"has the host and path of {other}; remove one of them")
-        used = {route.pool for route in routes} or {default_pool(pools)}
-        if not routes and not used & pools.keys():
+        used = {route.pool for route in routes} or {DEFAULT_POOL}
+        if not routes and DEFAULT_POOL not in pools:
             self.problem(
                 ("pools",),
                 f"there are {len(pools)} pools, none of them {DEFAULT_POOL!r}, and no [[routes]]; "

@@ -14,6 +14,22 @@ from lb.errors import BadRequest
 from lb.proxy.http1 import CODING, EXPECT, HOST, LENGTH, NAMES
 from lb.wsgi import origin_form
 
+KEYS = (
+    "REQUEST_METHOD",
+    "PATH_INFO",
+    "QUERY_STRING",
+    "RAW_URI",
+    "wsgi.input",
+    "lb.fields",
+    "lb.target",
+    "lb.head",
+    "lb.keep",
+    "lb.body",
+    "lb.rest",
+    "lb.expect",
+)
+"""The keys that each request sets; None until then."""
+
 
 def fill(environ: dict[str, Any], head: Any, data: bytes) -> bool:
     """Fill `environ` from `head`, parsed from the beginning of `data`. Returns whether it announces a body.
@@ -21,8 +37,9 @@ def fill(environ: dict[str, Any], head: Any, data: bytes) -> bool:
     Raises BadRequest when it cannot be read in exactly one way (RFC 9112, sections 2.2, 3.2 and 5).
     """
     consumed = head.consumed
-    if data.count(b"\n", 0, consumed) != data.count(b"\r\n", 0, consumed):
-        raise BadRequest("bare LF in the head")
+    # Each line has its CRLF: the request line, the fields, the empty one. The parser would take a bare LF.
+    if data.count(b"\r\n", 0, consumed) != head.header_count + 2:
+        raise BadRequest("a line of the head does not end in CRLF")
     method = environ["REQUEST_METHOD"] = head.method.decode("latin-1")
     fields = environ["lb.fields"] = head.headers
     minor = head.minor_version

@@ -5,6 +5,8 @@ What users set is in `lb.toml` and the environment (docs/settings.md); `hooks` t
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 from lb import boot
@@ -26,10 +28,23 @@ def on_exit(server: Any) -> None:
     boot.stop_master()
 
 
+def post_fork(server: Any, worker: Any) -> None:
+    """A new worker: a TERM that comes before it has handlers of its own waits until `post_worker_init`.
+
+    Until then it has the master's, which put signals into a queue that nobody here reads; without this a
+    stop right after a start or a reload would wait for the whole of graceful_timeout.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    while not server.SIG_QUEUE.empty():
+        if server.SIG_QUEUE.get_nowait() == signal.SIGTERM:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def post_worker_init(worker: Any) -> None:
     """Worker classes with threads get their parts here; `lb.worker` makes its own in its loop."""
     from lb.worker import Worker
 
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     if isinstance(worker, Worker):
         return
     from lb import app
@@ -51,7 +66,7 @@ def worker_exit(server: Any, worker: Any) -> None:
 
 def settings() -> dict[str, Any]:
     """All of it, for a configuration file to put into its globals; read anew at each call."""
-    hooks = (on_starting, on_reload, on_exit, post_worker_init, worker_exit)
+    hooks = (on_starting, on_reload, on_exit, post_fork, post_worker_init, worker_exit)
     return {**boot.gunicorn_settings(), **{hook.__name__: hook for hook in hooks}}
 
 

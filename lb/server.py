@@ -113,13 +113,17 @@ class Server:
     def _serve(self, client: Client, data: bytes) -> None:
         """What a greenlet does all its life: serve a connection, park, serve the next one."""
         wait = self.reactor.switch
+        abandoned = self.reactor.abandoned
         me = getcurrent()
         while True:
+            client.greenlet = me
             try:
                 client.serve(data)
             except Exception:  # noqa: BLE001 - one connection's fault must not end the worker
                 _LOG.exception("serving a connection failed")
                 client.close()
+            if abandoned:
+                abandoned.pop(me, None)
             self._parked.append(me)
             client, data = wait()
 

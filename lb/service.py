@@ -46,7 +46,9 @@ class Service:
             name: Forwarder(name, config, self.fleet.claims_of(name), reactor, self.log)
             for name, config in settings.pools.items()
         }
-        self.router = Router(settings.routes, DEFAULT_POOL if DEFAULT_POOL in settings.pools else "")
+        # Without routes everything goes to one pool; lb.config sees to it that it is clear which.
+        only = DEFAULT_POOL if DEFAULT_POOL in settings.pools else next(iter(settings.pools))
+        self.router = Router(settings.routes, only)
         self._prefix = secrets.token_hex(6)
         self._count = count()
 

@@ -146,9 +146,9 @@ def run(children: Children, users: int, seconds: int, workers: int, console: Con
         workers=workers,
         runtime=children.folder / "run",
     )
-    gunicorn = system.start_gunicorn(children, env)
+    gunicorn = system.SOURCE_TREE.start_gunicorn(children, env)
     gunicorn.require(lambda: answers(port), f"an answer on port {port}")
-    health = system.start_health(children, env, interval=PROBE_SECONDS)
+    health = system.SOURCE_TREE.start_health(children, env, interval=PROBE_SECONDS)
     health.require(lambda: system.backends_up(control), "a good probe of every backend")
     # Membership is settled now; what is counted from here on must be exact.
     before = {backend.name: backend.requests() for backend in backends}

@@ -8,13 +8,13 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loadtest.procs import Child, Children
 
 ROOT = Path(__file__).resolve().parent.parent
-HEALTH = (sys.executable, "-m", "lb.health.cli")
 LB = (sys.executable, "-m", "lb.cli")
 
 
@@ -35,20 +35,38 @@ def environment(
     }
 
 
-def start_gunicorn(
-    children: Children, env: Mapping[str, str], *, name: str = "lb", core: int | None = None
-) -> Child:
-    """Start gunicorn with the balancer. It is not ready yet when this returns."""
-    argv = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "lb.app"]
-    return children.start(name, argv, core=core, env=env, cwd=ROOT)
+@dataclass(frozen=True)
+class Installed:
+    """A balancer to start: the interpreter of its environment, and the folder to start it in.
+
+    Python looks for modules in that folder first: only the source tree's own has an `lb` in it.
+    """
+
+    python: Path
+    folder: Path
+
+    def start_gunicorn(
+        self, children: Children, env: Mapping[str, str], *, name: str = "lb", core: int | None = None
+    ) -> Child:
+        """Start gunicorn with the balancer. It is not ready yet when this returns."""
+        argv = [str(self.python), "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), "lb.app"]
+        return children.start(name, argv, core=core, env=env, cwd=self.folder)
+
+    def start_health(
+        self,
+        children: Children,
+        env: Mapping[str, str],
+        *,
+        interval: float,
+        name: str = "lb-health",
+        core: int | None = None,
+    ) -> Child:
+        """Start the health daemon; it probes every `interval` seconds."""
+        argv = [str(self.python), "-m", "lb.health.cli", "--interval", f"{interval:g}"]
+        return children.start(name, argv, core=core, env=env, cwd=self.folder)
 
 
-def start_health(
-    children: Children, env: Mapping[str, str], *, interval: float, core: int | None = None
-) -> Child:
-    """Start the health daemon; it probes every `interval` seconds."""
-    argv = [*HEALTH, "--interval", f"{interval:g}"]
-    return children.start("lb-health", argv, core=core, env=env, cwd=ROOT)
+SOURCE_TREE = Installed(Path(sys.executable), ROOT)
 
 
 def backends_up(control: int) -> bool:

@@ -31,6 +31,7 @@ BACKENDS = ("b1", "b2", "b3")
 WORKERS = 2
 HOST = "127.0.0.1"
 DATA_PORT, CONTROL_PORT = 8000, 8001
+PORT_TRIES = 5
 READY_SECONDS = 60.0
 """How long everything together may take until the first answer; a busy machine needs some of it."""
 STOP_SECONDS = 10.0
@@ -81,7 +82,10 @@ class Crew:
         self._members: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, *arguments: str) -> None:
-        """Start Python with `arguments`; what it prints goes to `NAME.log` in the folder."""
+        """Start Python with `arguments`; what it prints goes to `NAME.log` in the folder.
+
+        One of that name that was there before has ended, and is replaced.
+        """
         with self.log(name).open("wb") as log:
             self._members[name] = subprocess.Popen(
                 [sys.executable, *arguments],
@@ -92,6 +96,10 @@ class Crew:
                 start_new_session=True,  # a Ctrl-C is for the demo, which ends them in order
                 preexec_fn=self._setup,
             )
+
+    def has(self, name: str) -> bool:
+        """Has that member been started?"""
+        return name in self._members
 
     def log(self, name: str) -> Path:
         """Where the output of a member is."""
@@ -175,19 +183,29 @@ def _folder() -> Iterator[Path]:
 
 def _start(crew: Crew, wanted: int | None) -> None:
     """Start everything, and say where it is once it answers."""
-    began = time.monotonic()
+    deadline = time.monotonic() + READY_SECONDS
     data, control = _ports(wanted)
     click.echo("starting …", err=True)
     for name in BACKENDS:
         crew.start(name, "-m", "lb.demo", "--port", "0", "--name", name)
     urls = [_url(crew, name) for name in BACKENDS]
     config = crew.folder / "lb.toml"
-    config.write_text(_config(crew.folder, data, control, urls))
     crew.env["LB_CONFIG"] = str(config)
-    crew.start("balancer", *GUNICORN)
-    crew.start("lb-health", "-m", "lb.health.cli", "--interval", "2")
-    left = READY_SECONDS - (time.monotonic() - began)
-    if not crew.wait(lambda: _answers(data, control), left):
+    for left in reversed(range(PORT_TRIES)):
+        config.write_text(_config(crew.folder, data, control, urls))
+        crew.start("balancer", *GUNICORN)
+        if not crew.has("lb-health"):
+            crew.start("lb-health", "-m", "lb.health.cli", "--interval", "2")
+        try:
+            ready = crew.wait(lambda: _answers(data, control), deadline - time.monotonic())  # noqa: B023 - at once
+        except DemoFailed:
+            # Somebody may have taken a port since we looked; then look again.
+            if not left or " is in use" not in crew.log("balancer").read_text(errors="replace"):
+                raise
+            data, control = _ports(wanted)
+        else:
+            break
+    if not ready:
         raise DemoFailed(f"demo: no answer within {READY_SECONDS:g} s{_tail(crew.log('balancer'))}")
     click.echo(_words(data, control, urls, config, crew.folder / "access.log"))
 

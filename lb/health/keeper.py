@@ -38,7 +38,7 @@ REAP = 1.0
 #: Everything is read anew this often, seconds: a store that lost its data may have reached the number of
 #: a version we know.
 REREAD = 60.0
-#: Verdicts of this time, seconds, go into one commit. Commits take at most a quarter of the time.
+#: Verdicts of this time, seconds, go into one commit; of more time, up to LOOK, when commits are slow.
 GATHER = 0.02
 #: How long a daemon that leaves waits for another one to take over, seconds: longer than STANDBY.
 PATIENCE = 0.5
@@ -239,7 +239,7 @@ class Keeper:
         now = monotonic()
         # What was learned while the commits ran is still pending, and so is what could not be written.
         self._pending = any(roster.pending() for roster in self.engine.rosters.values())
-        self._publish_at = now + max(GATHER, 3 * (now - started), LOOK if missed else 0.0)
+        self._publish_at = now + (LOOK if missed else min(max(GATHER, 3 * (now - started)), LOOK))
 
     def _decider(self, verdicts: Iterable[Verdict]) -> decide.Decider:
         """What decides on a pool, right before the commit, which of `verdicts` to write.

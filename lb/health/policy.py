@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import lru_cache
 
 import msgspec
 
@@ -23,6 +24,7 @@ _DEFAULT = HealthPolicy()
 _PATH = re.compile(r"/[!-~]*\Z")
 
 
+@lru_cache(maxsize=256)
 def parse_status(text: str) -> frozenset[int]:
     """Return the status codes that `text` means, a list of codes and ranges such as "200-399,401".
 

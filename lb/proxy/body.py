@@ -20,11 +20,14 @@ from lb.errors import (
     ResponseTimeout,
     UpstreamClosed,
 )
-from lb.proxy.conn import Stream
+from lb.proxy.conn import Answered, Conn, Stream
 from lb.proxy.http1 import CHUNKED, LAST_CHUNK, UNTIL_CLOSE, ChunkReader, chunk
 
 PIECE = 65536
 """Bytes: the most that is read at once where no shared buffer is at hand."""
+
+TURNS = 16
+"""Buffers that a bulk transfer moves before it lets others have a turn: it may never have to wait by itself."""
 
 
 def client_fault(exc: Exception) -> ProxyError:
@@ -51,7 +54,18 @@ class BodyReader:
     `before` is called once before the first read from the stream (`100 Continue` is its use).
     """
 
-    __slots__ = ("_before", "_chunks", "_fault", "_left", "_ready", "_stream", "complete", "length", "rest")
+    __slots__ = (
+        "_before",
+        "_chunks",
+        "_fault",
+        "_left",
+        "_ready",
+        "_stream",
+        "complete",
+        "length",
+        "passed",
+        "rest",
+    )
 
     def __init__(
         self,
@@ -67,6 +81,8 @@ class BodyReader:
         self.length = length
         #: Has the whole body been read from the stream?
         self.complete = False
+        #: Content bytes that `relay` has sent on.
+        self.passed = 0
         #: What was read after the end of the body.
         self.rest = b""
         self._ready: list[bytes] = []
@@ -97,11 +113,10 @@ class BodyReader:
 
     def _fill(self) -> None:
         """Read once from the stream. Raises what `fault` makes of an error or an early end."""
-        if self._before is not None:
-            before, self._before = self._before, None
-            before()
         left = self._left
         try:
+            if self._before is not None:
+                self._begin()
             data = self._stream.recv(min(PIECE, left) if left > 0 else PIECE)
         except OSError as exc:
             raise self._fault(exc) from None
@@ -113,6 +128,11 @@ class BodyReader:
             self._ready.append(data)
         else:
             self._take(data)
+
+    def _begin(self) -> None:
+        before, self._before = self._before, None
+        if before is not None:
+            before()
 
     def _ended(self) -> None:
         if self.length != UNTIL_CLOSE:
@@ -144,16 +164,36 @@ class BodyReader:
         With `stop_on_answer` it stops as soon as `to` has something to read: a backend that answers
         before the upload is over has made up its mind. Raises OSError for faults of `to`.
         """
-        total = 0
+        before = self.passed
+        if stop_on_answer and isinstance(to, Conn) and isinstance(self._stream, Conn):
+            source = self._stream
+
+            def stop_reading() -> None:
+                if source.reader is not None:
+                    source.interrupt(Answered())
+
+            to.noticed = stop_reading
+            try:
+                self._relay(to, chunked, stop_on_answer, head)
+            except Answered:
+                pass
+            finally:
+                to.noticed = None
+        else:
+            self._relay(to, chunked, stop_on_answer, head)
+        return self.passed - before
+
+    def _relay(self, to: Stream, chunked: bool, stop_on_answer: bool, head: bytes) -> None:
         piece = self.buffered()
         if chunked or self._chunks is not None or not hasattr(self._stream, "reactor"):
             while True:
                 if piece:
-                    total += len(piece)
                     to.sendall(head + (chunk(piece) if chunked else piece))
+                    self.passed += len(piece)
                     head = b""
-                    if stop_on_answer and to.readable():
-                        return total
+                    # A body that is here whole gets its end: `to` may be used again.
+                    if stop_on_answer and not self.complete and to.readable():
+                        return
                 elif head and not self.complete:
                     to.sendall(head)
                     head = b""
@@ -164,39 +204,40 @@ class BodyReader:
                 to.sendall(head + LAST_CHUNK)
             elif head:
                 to.sendall(head)
-            return total
+            return
         if head or piece:
             to.sendall(head + piece)
-            total = len(piece)
+            self.passed += len(piece)
         if not self.complete:
-            total += self._pour(to, stop_on_answer)
-        return total
+            self._pour(to, stop_on_answer)
 
-    def _pour(self, to: Stream, stop_on_answer: bool) -> int:
+    def _pour(self, to: Stream, stop_on_answer: bool) -> None:
         """Bulk transfer through the shared buffer: no copy into Python objects on the way."""
-        if self._before is not None:
-            before, self._before = self._before, None
-            before()
         stream: Any = self._stream
         scratch: memoryview = stream.reactor.scratch
         size = len(scratch)
-        total = 0
+        turns = 0
         while True:
             left = self._left
+            turns += 1
+            if turns % TURNS == 0:
+                stream.reactor.give_way()
             try:
+                if self._before is not None:
+                    self._begin()
                 got: int = stream.recv_into(scratch[:left] if 0 < left < size else scratch)
             except OSError as exc:
                 raise self._fault(exc) from None
             if not got:
                 self._ended()
-                return total
+                return
             if left > 0:
                 self._left = left = left - got
                 self.complete = left == 0
             to.sendall(scratch[:got])
-            total += got
+            self.passed += got
             if self.complete or (stop_on_answer and to.readable()):
-                return total
+                return
 
     # What WSGI asks of wsgi.input, and urllib3's users of Response.raw.
 
@@ -214,6 +255,8 @@ class BodyReader:
 
     def readline(self, size: int = -1) -> bytes:
         """One line, newline included."""
+        if size == 0:
+            return b""
         out = bytearray()
         while piece := self.next_piece():
             out += piece

@@ -15,6 +15,7 @@ from __future__ import annotations
 import _socket
 import errno
 import os
+import select
 import socket
 from collections.abc import Callable
 from time import monotonic
@@ -22,15 +23,20 @@ from typing import Any, Protocol
 
 from greenlet import getcurrent, greenlet
 
+from lb.errors import ClientGone
+
 #: The socket below gevent's and below Python's own wrapper: nothing between a call and the kernel.
 RawSocket = _socket.socket
 
 NEVER = float("inf")
 READ, WRITE = 1, 2
 
-
 Address = tuple[int, Any]
 """(address family, what `connect` takes)."""
+
+
+class Answered(Exception):
+    """Raised in who waits for more of a request: its answer has begun."""
 
 
 class Stream(Protocol):
@@ -63,6 +69,8 @@ class Reactor:
         self.switch = greenlet.switch.__get__(hub)
         self.conns: set[Conn] = set()
         self.scratch = memoryview(bytearray(262144))
+        #: Greenlets whose client went away, and the client's connection.
+        self.abandoned: dict[greenlet, Conn] = {}
         self._timer = self.loop.timer(self.SWEEP)
         self._timer.start(self._sweep)
 
@@ -71,10 +79,25 @@ class Reactor:
         for conn in [c for c in self.conns if c.deadline <= now]:
             if conn.deadline <= now:  # whoever was woken before may have given this one more time
                 conn.expire()
+        if self.abandoned:
+            self._give_up()
         # At most about one percent of the time goes into sweeping, however many connections there are.
         self._timer.stop()
         self._timer = self.loop.timer(max(self.SWEEP, len(self.conns) * 1e-5))
         self._timer.start(self._sweep)
+
+    def _give_up(self) -> None:
+        """Wake the abandoned greenlets that wait for anybody but their client, with ClientGone."""
+        for conn in list(self.conns):
+            waiting = conn.reader or conn.writer
+            if waiting is not None and self.abandoned.get(waiting, conn) is not conn:
+                del self.abandoned[waiting]
+                conn.interrupt(ClientGone("the client closed its connection"))
+
+    def give_way(self) -> None:
+        """Let everybody else who is ready have a turn."""
+        self.loop.run_callback(getcurrent().switch)
+        self.switch()
 
     def close(self) -> None:
         """Stop sweeping and close every connection."""
@@ -93,6 +116,7 @@ class Conn:
         "_write_io",
         "deadline",
         "idle",
+        "noticed",
         "reactor",
         "reader",
         "sock",
@@ -107,6 +131,8 @@ class Conn:
         self.writer: greenlet | None = None
         #: Called in the hub when there is something to read and nobody waits for it.
         self.idle = idle
+        #: Called in the hub when something came, or the end, while `idle` is not set and nobody reads.
+        self.noticed: Callable[[], object] | None = None
         self.deadline = NEVER
         #: Seconds that each single wait may take.
         self.timeout = NEVER
@@ -140,9 +166,11 @@ class Conn:
         idle = self.idle
         if idle is not None:
             idle()
-        else:
-            self._armed = False
-            self._read_io.stop()
+            return
+        self._armed = False
+        self._read_io.stop()
+        if self.noticed is not None:
+            self.noticed()
 
     def _on_writable(self) -> None:
         waiting = self.writer
@@ -157,14 +185,19 @@ class Conn:
         The deadline of a wait that is over stays set; it means nothing while the connection is in use.
         """
         self.deadline = NEVER
-        waiting = self.reader or self.writer
-        if waiting is not None:
-            if self.writer is not None:
-                self._write_io.stop()
-            self.reader = self.writer = None
-            waiting.throw(TimeoutError("timed out"))
-        elif self.idle is not None:
+        if not self.interrupt(TimeoutError("timed out")) and self.idle is not None:
             self.close()
+
+    def interrupt(self, exc: Exception) -> bool:
+        """Raise `exc` in the greenlet that waits, if one does. To be called in the hub."""
+        waiting = self.reader or self.writer
+        if waiting is None:
+            return False
+        if self.writer is not None:
+            self._write_io.stop()
+        self.reader = self.writer = None
+        waiting.throw(exc)
+        return True
 
     def wait_readable(self) -> None:
         """Switch to the hub until there is something to read. Raises TimeoutError."""
@@ -278,13 +311,10 @@ class ThreadConn:
 
     def readable(self) -> bool:
         """Has something arrived that nobody has read yet (the end of the stream counts)?"""
-        try:
-            self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-        return True
+        # Not recv with MSG_DONTWAIT: a socket with a timeout waits for that long before it calls recv.
+        poll = select.poll()
+        poll.register(self.sock.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """Close the socket."""

@@ -70,6 +70,9 @@ class ResponseHead:
 
         The rules for the length are those of RFC 9112, section 6.3, those for the connection of section 9.3.
         """
+        # Each line has its CRLF: the status line, the fields, the empty one. The parser would take a bare LF.
+        if head.count(b"\r\n") != len(fields) + 2:
+            raise ValueError("a line of the head does not end in CRLF")
         length, coding = -1, b""
         keep = minor_version == 1
         whole = True
@@ -113,8 +116,6 @@ class ResponseHead:
         if listed:
             keep = b"close" not in listed and (keep or b"keep-alive" in listed)
         self.keep = keep
-        if head.count(b"\n") != head.count(b"\r\n"):
-            raise ValueError("bare LF in the head")
         self.lines = head[head.index(b"\n") + 1 : -2] if whole else response_lines(fields)
 
 

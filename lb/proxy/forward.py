@@ -7,7 +7,9 @@ attempt failed or the answer came whole, else when the body's iterable is closed
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -18,6 +20,7 @@ from urllib3.exceptions import HTTPError
 from lb.accesslog import AccessLog, Entry
 from lb.errors import (
     ClientError,
+    ClientGone,
     ConnectFailed,
     NoBackend,
     ProxyError,
@@ -49,6 +52,7 @@ class Answer:
     """
 
     __slots__ = (
+        "_code",
         "_done",
         "_forwarder",
         "_iter",
@@ -56,7 +60,11 @@ class Answer:
         "_started",
         "backend",
         "entry",
+        "lines",
+        "measured",
+        "reason",
         "sent",
+        "status",
         "streams",
     )
 
@@ -67,36 +75,28 @@ class Answer:
         self._response = response
         self._started = started
         self._done = False
+        self._code = ""
         self._iter: Iterator[bytes] | None = None
         self.backend = backend
         self.entry = entry
         #: Content bytes handed over so far.
         self.sent = 0
+        self.status: int = response.status_code
+        self.reason: str = response.reason or ""
         #: Can the body be taken with `relay`?
         self.streams = type(response) is ProxyResponse
-
-    @property
-    def status(self) -> int:
-        """The status code."""
-        return int(self._response.status_code)
-
-    @property
-    def reason(self) -> str:
-        """The reason phrase; may be empty."""
-        return self._response.reason or ""
-
-    def lines(self) -> tuple[bytes, bool]:
-        """The end-to-end fields as lines, and whether they say how long the body is."""
-        response = self._response
+        #: The end-to-end fields as lines, and whether they say how long the body is.
         if self.streams:
             head = response.head
-            return head.lines, head.measured
-        lines = response_lines(_stock_fields(response))
-        return lines, "content-length" in response.headers
+            self.lines: bytes = head.lines
+            self.measured: bool = head.measured
+        else:
+            self.lines = response_lines(_stock_fields(response))
+            self.measured = "content-length" in response.headers
 
     def headers(self) -> list[tuple[str, str]]:
         """The end-to-end fields, as WSGI wants them."""
-        lines = self.lines()[0].decode("latin-1").split("\r\n")[:-1]
+        lines = self.lines.decode("latin-1").split("\r\n")[:-1]
         return [(name, value.strip(" \t")) for name, _, value in (line.partition(":") for line in lines)]
 
     def whole(self) -> bytes | None:
@@ -113,15 +113,19 @@ class Answer:
         return self
 
     def __next__(self) -> bytes:
-        if self.streams:
-            piece = self._response.raw.next_piece()
-        else:
-            if self._iter is None:
-                self._iter = self._response.raw.stream(PIECE, decode_content=False)
-            try:
+        try:
+            if self.streams:
+                piece = self._response.raw.next_piece()
+            else:
+                if self._iter is None:
+                    self._iter = self._response.raw.stream(PIECE, decode_content=False)
                 piece = next(self._iter, b"")
-            except HTTPError as exc:
-                raise UpstreamClosed(str(exc)) from None
+        except ProxyError as exc:
+            self._code = exc.code
+            raise
+        except HTTPError as exc:
+            self._code = UpstreamClosed.code
+            raise UpstreamClosed(str(exc)) from None
         if not piece:
             raise StopIteration
         self.sent += len(piece)
@@ -129,7 +133,14 @@ class Answer:
 
     def relay(self, to: Stream, *, chunked: bool, head: bytes) -> None:
         """Send `head` and the whole body to `to`. Raises OSError for its faults, UpstreamError for others."""
-        self.sent += self._response.raw.relay(to, chunked=chunked, head=head)
+        raw = self._response.raw
+        try:
+            raw.relay(to, chunked=chunked, head=head)
+        except ProxyError as exc:
+            self._code = exc.code
+            raise
+        finally:
+            self.sent += raw.passed
 
     def close(self) -> None:
         """Give back the connection and the claim, and write the log's entry; later calls do nothing."""
@@ -138,7 +149,8 @@ class Answer:
         self._done = True
         cut = self.streams and not self._response.raw.complete
         self._response.close()
-        self._forwarder.settle(self, "aborted" if cut else "")
+        # What nobody but us could have cut short, the client has.
+        self._forwarder.settle(self, self._code or (ClientGone.code if cut else ""))
 
     def duration(self) -> float:
         """Seconds since the request came."""
@@ -167,7 +179,7 @@ class Forwarder:
         transport = Transport(reactor, idle=config.timeouts.idle)
         self._session.mount("http://", transport)
         self._session.mount("http+unix://", transport)
-        self._session.mount("https://", HTTPAdapter(pool_maxsize=config.upstream.max_idle, max_retries=0))
+        self._session.mount("https://", HTTPAdapter(pool_maxsize=max(config.upstream.max_idle, 1), max_retries=0))
 
     def forward(self, entry: Entry, head: bytes, body: BodyReader | bytes | None, started: float) -> Answer:
         """The first answer a backend gives to the request with this `head` (whole) and `body`.
@@ -222,6 +234,10 @@ class Forwarder:
         settings = self._config.upstream
         upstream = Upstream(url, self._reactor, settings.max_idle, settings.idle_timeout)
         upstream.send = self._session.get_adapter(url).send
+        if url.startswith("https:"):
+            # Sessions look these up for each request, adapters never do.
+            bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+            upstream.send = partial(upstream.send, verify=bundle)
         self._upstreams[url] = upstream
         return upstream
 

@@ -11,9 +11,10 @@ from datetime import timedelta
 from typing import Any
 
 from requests import PreparedRequest, Response
+from requests.cookies import RequestsCookieJar
 from requests.structures import CaseInsensitiveDict
 
-from lb.proxy.body import BodyReader, upstream_fault
+from lb.proxy.body import PIECE, BodyReader, upstream_fault
 from lb.proxy.conn import NEVER, Conn, ThreadConn
 from lb.proxy.fields import Fields, ResponseHead
 from lb.proxy.http1 import UNTIL_CLOSE
@@ -30,6 +31,28 @@ class _Nowhere:
 
 
 _NOWHERE: Any = _Nowhere()
+
+
+class Pieces:
+    """A body as users of `requests` give it, a file or an iterable of bytes, as a stream."""
+
+    timeout = NEVER
+
+    def __init__(self, source: Any) -> None:
+        read = getattr(source, "read", None)
+        self._pieces = iter(source) if read is None else iter(lambda: read(PIECE) or b"", b"")
+        self._rest = b""
+
+    def recv(self, size: int) -> bytes:
+        """Up to `size` bytes; b"" at the end."""
+        piece = self._rest
+        while not piece:
+            try:
+                piece = next(self._pieces)
+            except StopIteration:
+                return b""
+        self._rest = piece[size:]
+        return piece[:size]
 
 
 class ProxyRequest(PreparedRequest):
@@ -73,7 +96,7 @@ class ProxyResponse(Response):
     """
 
     # What Response.__init__ sets for each instance, once for all: most answers never read them.
-    _content = False
+    _content: Any = False
     _content_consumed = False
     encoding = None
     elapsed = timedelta(0)
@@ -123,6 +146,20 @@ class ProxyResponse(Response):
     def headers(self) -> CaseInsensitiveDict[str]:  # type: ignore[override]
         """The fields; repeated ones joined."""
         return _fields_dict((n.decode("latin-1"), v.decode("latin-1")) for n, v in self.fields)
+
+    @property
+    def cookies(self) -> RequestsCookieJar:  # type: ignore[override]
+        """None: a proxy passes them on as fields, and keeps none."""
+        return RequestsCookieJar()
+
+    def read_whole(self) -> ProxyResponse:
+        """Read the body into `content`, and give the connection back."""
+        try:
+            self._content = self.raw.read()  # type: ignore[assignment]
+        finally:
+            self.close()
+        self._content_consumed = True
+        return self
 
     def close(self) -> None:
         """Give the connection back, or end it when the body was not read to its end."""

@@ -7,6 +7,7 @@ strictly, and raises the errors of `lb.errors`, which say who is to blame and wh
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,10 +16,11 @@ from requests import PreparedRequest
 from requests.adapters import BaseAdapter
 
 from lb.errors import BadResponse, ResponseTimeout, UpstreamClosed
-from lb.proxy.body import BodyReader
+from lb.proxy.body import BodyReader, client_fault
 from lb.proxy.conn import NEVER, Conn, Reactor, ThreadConn
 from lb.proxy.fields import ResponseHead
-from lb.proxy.messages import ProxyRequest, ProxyResponse
+from lb.proxy.http1 import UNTIL_CLOSE
+from lb.proxy.messages import Pieces, ProxyRequest, ProxyResponse
 from lb.proxy.upstream import Upstream, went_away
 
 MAX_HEAD = 65536
@@ -62,7 +64,8 @@ class Transport(BaseAdapter):
         once, if nothing is lost by sending again.
         """
         if not isinstance(request, ProxyRequest):
-            request = self._adopt(request)
+            response = self.send(self._adopt(request), stream, timeout)
+            return response if stream else response.read_whole()
         if isinstance(timeout, tuple):
             connect_timeout, response_timeout = timeout[0] or 5.0, timeout[1] or NEVER
         else:
@@ -93,7 +96,7 @@ class Transport(BaseAdapter):
                 conn.timeout = response_timeout
                 data = conn.recv(MAX_HEAD)
             else:
-                data = self._send_with_body(request.head, body, conn)
+                data, sent = self._send_with_body(request.head, body, conn)
                 if not data:
                     conn.timeout = response_timeout
                     data = conn.recv(MAX_HEAD)
@@ -109,6 +112,18 @@ class Transport(BaseAdapter):
             fields = parsed["headers"]
             method, status, minor = request.method or "", parsed["status"], parsed["minor_version"]
             head = ResponseHead(method, status, minor, fields, data[:end])
+            reason = parsed["message"].decode("latin-1")
+            keep = head.keep and (body is None or sent)
+            if end + head.length == len(data) and head.length >= 0:
+                response = ProxyResponse(status, reason, head, fields, request, data[end:])
+                if keep:
+                    request.upstream.checkin(conn)
+                else:
+                    conn.close()
+                return response
+            response = ProxyResponse(status, reason, head, fields, request, None)
+            response.stream_from(conn, data[end:], keep)
+            conn.timeout = self.idle
         except TimeoutError:
             conn.close()
             url = request.upstream.url
@@ -122,35 +137,51 @@ class Transport(BaseAdapter):
         except BaseException:
             conn.close()
             raise
-        reason = parsed["message"].decode("latin-1")
-        keep = head.keep and (body is None or isinstance(body, bytes) or body.complete)
-        if end + head.length == len(data) and head.length >= 0:
-            response = ProxyResponse(status, reason, head, fields, request, data[end:])
-            if keep:
-                request.upstream.checkin(conn)
-            else:
-                conn.close()
-            return response
-        response = ProxyResponse(status, reason, head, fields, request, None)
-        response.stream_from(conn, data[end:], keep)
-        conn.timeout = self.idle
         return response
 
-    def _send_with_body(self, head: bytes, body: BodyReader | bytes, conn: Conn | ThreadConn) -> bytes:
-        """Send head and body. Returns what a backend that stopped reading had already answered."""
+    def _send_with_body(
+        self, head: bytes, body: BodyReader | bytes, conn: Conn | ThreadConn
+    ) -> tuple[bytes, bool]:
+        """Send head and body. Returns what the backend had answered before all was sent; and was it sent?"""
         if isinstance(body, bytes):
             conn.sendall(head + body)
-            return b""
+            return b"", True
         try:
             body.relay(conn, chunked=body.length < 0, stop_on_answer=True, head=head)
+            while not body.complete:
+                data = self._skip_interim(conn)
+                if data:
+                    return data, False
+                body.relay(conn, chunked=body.length < 0, stop_on_answer=True)
         except OSError:
             # It refused the rest; its answer may say why (413, 401 …) and is worth more than a 502.
             conn.timeout = EARLY_ANSWER
             data = conn.recv(MAX_HEAD)
             if not data:
                 raise
+            return data, False
+        return b"", True
+
+    def _skip_interim(self, conn: Conn | ThreadConn) -> bytes:
+        """Read what a backend says while it is still being sent a body, without interim answers (1xx)."""
+        data = b""
+        while True:
+            more = conn.recv(MAX_HEAD)
+            if not more:
+                raise ConnectionResetError(errno.ECONNRESET, "closed within the request")
+            data += more
+            try:
+                while data and (parsed := parse_response(data))["status"] < 200:
+                    if parsed["status"] == 101:
+                        return data
+                    data = data[parsed["consumed"] :]
+            except ParseError:
+                return data
+            except IncompleteError:
+                if len(data) > MAX_HEAD:
+                    return data
+                continue
             return data
-        return b""
 
     def _read_on(self, conn: Conn | ThreadConn, data: bytes) -> tuple[dict[str, Any], bytes]:
         """Read until the final head is there. Returns it parsed, and all bytes from its beginning.
@@ -175,6 +206,8 @@ class Transport(BaseAdapter):
                 return parsed, data
             if parsed["status"] == 101:
                 raise ValueError("101 without a request for it")
+            if parsed["status"] < 100:
+                raise ValueError(f"the status is {parsed['status']}")
             data, seen = data[parsed["consumed"] :], 0
 
     def _adopt(self, request: PreparedRequest) -> ProxyRequest:
@@ -191,7 +224,9 @@ class Transport(BaseAdapter):
             lines.append(f"Host: {parts.netloc if parts.scheme == 'http' else 'localhost'}")
         body: Any = request.body.encode() if isinstance(request.body, str) else request.body
         if body is not None and not isinstance(body, bytes | BodyReader):
-            body = b"".join(body)
+            length = int(request.headers.get("Content-Length", UNTIL_CLOSE))
+            stream: Any = Pieces(body)
+            body = BodyReader(stream, length, b"", client_fault)
         head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
         return ProxyRequest(request.method or "GET", upstream, target, head, body)
 

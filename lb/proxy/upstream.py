@@ -129,6 +129,8 @@ def _is_literal(host: str) -> bool:
 
 def went_away(conn: Conn | ThreadConn) -> bool:
     """Has the other side closed this idle connection? A system call, for what cannot be sent twice."""
+    if isinstance(conn, ThreadConn):
+        return conn.readable()
     try:
         conn.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:

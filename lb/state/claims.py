@@ -36,7 +36,9 @@ class Waiter(Protocol):
 class Claims:
     """The claims of one pool in one worker. Not thread-safe: its callers share one event loop.
 
-    `schedule(self)` asks for a `batch` soon, `release_soon(self)` within a few milliseconds.
+    `schedule(self)` asks for a `batch` soon, `release_soon(self)` within a few milliseconds. `wake` gives a
+    waiter its pick from wherever it is called; `settle` alone, which is called in the event loop, may switch
+    to waiters itself.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Claims:
         schedule: Callable[[Claims], None],
         release_soon: Callable[[Claims], None],
         on_gap: Callable[[Claims], None],
+        wake: Callable[[Waiter, Backend | None], None],
     ) -> None:
         self.keys = keys
         self.worker = worker
@@ -66,10 +69,11 @@ class Claims:
         self.local_picks = 0
         self.seen_version = 0
         self._flying: list[tuple[Waiter, str]] = []
-        self._unknown: list[tuple[Waiter, bytes]] = []
+        self._unknown: list[tuple[Waiter, str, bytes]] = []
         self._schedule = schedule
         self._release_soon = release_soon
         self._on_gap = on_gap
+        self._wake = wake
         self._head: tuple[str, ...] = ()
         self.update(snapshot)
 
@@ -77,17 +81,18 @@ class Claims:
         """Take a newer view of the pool; picks that waited for it go on."""
         self.snapshot = snapshot
         self._by_key = {name.encode(): backend for name, backend in snapshot.backends.items()}
-        self._local = LocalOrder(snapshot, self.held)
+        if not self.shared:
+            self._local = LocalOrder(snapshot, self.held)
         if self._unknown:
             unknown, self._unknown = self._unknown, []
-            for waiter, key in unknown:
+            for waiter, exclude, key in unknown:
                 backend = self._by_key.get(key)
                 if backend is None:  # gone again already: what was claimed is given back, ask anew
                     self.release(key.decode())
-                    self.waiting.append((waiter, ""))
+                    self.waiting.append((waiter, exclude))
                     self._schedule(self)
                 else:
-                    waiter.switch(backend)
+                    self._wake(waiter, backend)
 
     def prepare(self) -> dict[str, int]:
         """The store is back: what a new lease must hold. Claims wait from here until `begin` or `fail`."""
@@ -183,7 +188,7 @@ class Claims:
             self._on_gap(self)
         held, by_key = self.held, self._by_key
         at = 0
-        for waiter, _ in flying:
+        for waiter, exclude in flying:
             at += 1
             key = answer[at]
             if key is None:
@@ -193,7 +198,7 @@ class Claims:
             if backend is None:
                 name = key.decode()
                 held[name] = held.get(name, 0) + 1
-                self._unknown.append((waiter, key))
+                self._unknown.append((waiter, exclude, key))
                 continue
             name = backend.id
             held[name] = held.get(name, 0) + 1
@@ -207,9 +212,9 @@ class Claims:
         flying, self._flying = self._flying, []
         waiting, self.waiting = self.waiting, []
         unknown, self._unknown = self._unknown, []
-        for waiter, key in unknown:
+        for waiter, exclude, key in unknown:
             self._drop(key.decode())
-            waiting.append((waiter, ""))
+            waiting.append((waiter, exclude))
         self._serve_locally(flying + waiting)
 
     def _drop(self, name: str) -> None:
@@ -228,7 +233,7 @@ class Claims:
 
     def _serve_locally(self, waiters: list[tuple[Waiter, str]]) -> None:
         for waiter, exclude in waiters:
-            waiter.switch(self._pick_locally(exclude.split("\n") if exclude else ()))
+            self._wake(waiter, self._pick_locally(exclude.split("\n") if exclude else ()))
 
 
 def _has_exclusion(entry: tuple[Waiter, str]) -> bool:

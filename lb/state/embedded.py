@@ -16,14 +16,12 @@ import re
 import shutil
 import signal
 import stat
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
 
 from lb.errors import ConfigError, LbError, StoreError, StoreUnavailable
+from lb.state.spawn import PAUSE, ended, running, spawn
 from lb.state.store import SOCKET, connect, store_url
 
 _LOG = logging.getLogger("lb")
@@ -34,8 +32,8 @@ START_TIMEOUT = 30.0
 STOP_TIMEOUT = 5.0
 """Seconds after SIGTERM until SIGKILL."""
 
-PAUSE = 0.02
-"""Seconds between two looks at what is waited for."""
+ANSWER_TIMEOUT = 1.0
+"""Seconds for one answer of a server that is there."""
 
 # The longest path of a unix socket: the length of sun_path without its final zero byte.
 LONGEST_PATH = 103 if sys.platform == "darwin" else 107
@@ -56,6 +54,8 @@ aof-load-truncated yes
 maxmemory-policy noeviction
 maxclients 10000
 protected-mode yes
+hash-max-ziplist-entries 16
+zset-max-ziplist-entries 16
 """
 
 _DAMAGED = re.compile(r"append.?only|\bAOF\b|\bRDB\b", re.IGNORECASE)
@@ -74,7 +74,10 @@ class EmbeddedStore:
         self._data = directory / "data"
         self._owner = os.getpid()
         self._use: int | None = None
-        self._child: subprocess.Popen[bytes] | None = None
+
+    def pid(self) -> int | None:
+        """The process id of the server that runs here, answering or not; None when none does."""
+        return self._answering() or self._recorded()
 
     def ensure(self) -> bool:
         """Start the server if none answers, e.g. because it was killed. True if it was started.
@@ -169,29 +172,19 @@ class EmbeddedStore:
 
     def _launch(self) -> None:
         self._socket.unlink(missing_ok=True)
-        command = [server_binary(), str(self._config)]
-        # LC_ALL: scripts compare names, and must do so everywhere as the sorted sets do, by bytes.
-        environ = {**os.environ, "LC_ALL": "C"}
-        with self._log.open("wb") as log:
-            # A session of its own: Ctrl-C is for the balancer, which stops the store when it is done with it.
-            child = _popen()(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environ,
-                start_new_session=True,
-                close_fds=True,
-            )
-        self._child = child
-        self._pid.write_text(f"{child.pid}\n", encoding="ascii")
+        binary = server_binary()
+        try:
+            pid = spawn([binary, str(self._config)], self._log)
+        except OSError as exc:
+            raise StoreUnavailable(f"{binary} cannot be started: {exc.strerror}") from None
+        self._pid.write_text(f"{pid}\n", encoding="ascii")
         deadline = monotonic() + START_TIMEOUT
         while self._answering() is None:
-            if not self._running(child.pid):
+            if not running(pid):
                 self._pid.unlink(missing_ok=True)
                 raise StoreUnavailable(f"the embedded store did not start:\n{self._tail()}")
             if monotonic() > deadline:
-                self._kill(child.pid)
+                self._kill(pid)
                 raise StoreUnavailable(
                     f"the embedded store did not answer within {START_TIMEOUT:g} s:\n{self._tail()}"
                 )
@@ -199,7 +192,7 @@ class EmbeddedStore:
 
     def _answering(self) -> int | None:
         """The process id of the server that answers on our socket; None when none does."""
-        client = connect(self.url, socket_timeout=1.0)
+        client = connect(self.url, socket_timeout=ANSWER_TIMEOUT)
         try:
             return int(client.info("server")["process_id"])
         except StoreError:
@@ -213,7 +206,7 @@ class EmbeddedStore:
         """
         pid = self._recorded()
         deadline = monotonic() + START_TIMEOUT
-        while pid is not None and self._running(pid):
+        while pid is not None and running(pid):
             if self._answering() is not None:
                 return True
             if monotonic() > deadline:
@@ -230,47 +223,22 @@ class EmbeddedStore:
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
         except (OSError, ValueError):
             return None
-        return pid if os.fsencode(self.directory) in command else None
+        return pid if os.fsencode(self.directory) in command and running(pid) else None
 
     def _stop(self) -> None:
-        pid = self._answering() or self._recorded()
+        pid = self.pid()
         if pid is None:
             return
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-        if not self._ends(pid, STOP_TIMEOUT):
+        if not ended(pid, STOP_TIMEOUT):
             _LOG.warning("the embedded store did not stop within %g s; killing it", STOP_TIMEOUT)
             self._kill(pid)
 
     def _kill(self, pid: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        self._ends(pid, STOP_TIMEOUT)
-
-    def _ends(self, pid: int, timeout: float) -> bool:
-        deadline = monotonic() + timeout
-        while self._running(pid):
-            if monotonic() > deadline:
-                return False
-            sleep(PAUSE)
-        return True
-
-    def _running(self, pid: int) -> bool:
-        """Is the process there, and more than a zombie? `Popen.wait` could not tell: gunicorn's master
-        collects every child itself, and the server may be the child of a master before us.
-        """
-        child = self._child
-        if child is not None and child.pid == pid and child.poll() is not None:
-            return False
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-        try:
-            state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
-        except (OSError, IndexError):
-            return not Path("/proc/self").exists()
-        return state not in (b"Z", b"X")
+        ended(pid, STOP_TIMEOUT)
 
     def _tail(self) -> str:
         try:
@@ -365,15 +333,6 @@ def _lock(path: Path, mode: int, timeout: float) -> int:
         if monotonic() > deadline:
             raise StoreUnavailable(f"{path} has been locked by another process for {timeout:g} s")
         sleep(PAUSE)
-
-
-def _popen() -> Callable[..., subprocess.Popen[bytes]]:
-    """`subprocess.Popen` itself; gevent puts its own in place, which takes SIGCHLD from gunicorn's master."""
-    monkey: Any = sys.modules.get("gevent.monkey")
-    if monkey is None:
-        return subprocess.Popen
-    plain: Callable[..., subprocess.Popen[bytes]] = monkey.get_original("subprocess", "Popen")
-    return plain
 
 
 def _quoted(path: Path) -> str:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from time import monotonic
 from typing import Any, Protocol
 
 from lb.errors import StoreError
-from lb.model import PoolSettings, Snapshot
+from lb.model import Backend, PoolSettings, Snapshot
 from lb.settings import PoolConfig
 from lb.state import changes, decide
-from lb.state.claims import Claims
+from lb.state.claims import Claims, Waiter
 from lb.state.keys import PoolKeys
 from lb.state.lease import BEAT, WorkerLease, reap_dead
 from lb.state.registry import Registry
@@ -31,7 +32,12 @@ REAP_EVERY = 2.0
 
 
 class LinkLike(Protocol):
-    """The connection for claims; see `lb.state.link` and `lb.state.threads`."""
+    """The connection for claims; see `lb.state.link` and `lb.state.threads`.
+
+    Whoever changes claims from outside the request path holds `lock`.
+    """
+
+    lock: AbstractContextManager[Any]
 
     @property
     def up(self) -> bool: ...
@@ -39,6 +45,7 @@ class LinkLike(Protocol):
     def close(self) -> None: ...
     def schedule(self, claims: Claims) -> None: ...
     def release_soon(self, claims: Claims) -> None: ...
+    def wake(self, waiter: Waiter, pick: Backend | None) -> None: ...
 
 
 class Runtime(Protocol):
@@ -83,8 +90,9 @@ class Fleet:
         for name, config in pools.items():
             keys = PoolKeys(name)
             snapshot = from_config(name, config)
+            link = self._link
             claims = Claims(
-                keys, worker, snapshot, self._link.schedule, self._link.release_soon, self._on_gap
+                keys, worker, snapshot, link.schedule, link.release_soon, self._on_gap, link.wake
             )
             self.claims[name] = claims
             self._sources[name] = runtime.source(claims)
@@ -104,8 +112,9 @@ class Fleet:
         self._wake.set()
         if self._listener is not None:
             self._listener.stop()
-        for claims in self.claims.values():
-            claims.fail()
+        with self._link.lock:
+            for claims in self.claims.values():
+                claims.fail()
         self._link.close()
         if self._client is not None:
             try:
@@ -123,8 +132,9 @@ class Fleet:
             self.degraded_count += 1
             _LOG.warning("shared state away (%s): balancing on this worker's own view until it is back", why)
         self.degraded = why
-        for claims in self.claims.values():
-            claims.fail()
+        with self._link.lock:
+            for claims in self.claims.values():
+                claims.fail()
         self._wake.set()
 
     def _on_gap(self, claims: Claims) -> None:
@@ -135,11 +145,12 @@ class Fleet:
         claims = self.claims.get(pool)
         if claims is None:
             return
-        snapshot = changes.apply(claims.snapshot, message)
-        if snapshot is None:
-            self._on_gap(claims)
-        elif snapshot is not claims.snapshot:
-            self._take(claims, snapshot)
+        with self._link.lock:
+            snapshot = changes.apply(claims.snapshot, message)
+            if snapshot is None:
+                self._on_gap(claims)
+            elif snapshot is not claims.snapshot:
+                self._take(claims, snapshot)
 
     def _on_reconnected(self) -> None:
         self._stale.update(self.claims)
@@ -222,13 +233,15 @@ class Fleet:
         if snapshot.version == 0:
             # A store that has never seen this pool, or has lost it: give it what we know.
             snapshot = registry.change(pool, decide.restore(claims.snapshot))
-        self._take(claims, snapshot)
-        lease = self._leases[pool]
-        lease.open(claims.prepare())
-        claims.begin(lease.epoch)
+        with self._link.lock:
+            self._take(claims, snapshot)
+            lease = self._leases[pool]
+            lease.open(claims.prepare())
+            claims.begin(lease.epoch)
 
     def _take(self, claims: Claims, snapshot: Snapshot) -> None:
-        claims.update(snapshot)
+        with self._link.lock:
+            claims.update(snapshot)
         self._on_update(snapshot)
 
 

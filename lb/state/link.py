@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from time import monotonic
 from typing import Any
 
@@ -16,7 +17,8 @@ import hiredis
 import redis
 
 from lb.errors import StoreUnavailable
-from lb.state.claims import Claims
+from lb.model import Backend
+from lb.state.claims import Claims, Waiter
 from lb.state.scripts import CLAIM_SOURCE
 
 STALL = 0.5
@@ -31,6 +33,9 @@ _AGAIN = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 class Link:
     """Carries the batches of any number of pools. `on_down` is told once when the store stops answering."""
+
+    #: Nothing to lock: one greenlet at a time runs.
+    lock: AbstractContextManager[Any] = nullcontext()
 
     def __init__(self, loop: Any, on_down: Callable[[str], None]) -> None:
         self._loop = loop
@@ -90,6 +95,13 @@ class Link:
         self._dirty.clear()
 
     # What Claims calls.
+
+    def wake(self, waiter: Waiter, pick: Backend | None) -> None:
+        """Give `waiter` its pick in the loop's next turn.
+
+        Not at once: a greenlet that switched to another one itself would never be switched back to.
+        """
+        self._loop.run_callback(waiter.switch, pick)
 
     def schedule(self, claims: Claims) -> None:
         """`claims` has something to say: after every greenlet that is ready has had its turn."""

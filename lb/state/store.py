@@ -23,9 +23,12 @@ from redis.exceptions import (
     AuthenticationError,
     AuthenticationWrongNumberOfArgsError,
     AuthorizationError,
+    ClusterDownError,
     NoPermissionError,
     NoScriptError,
+    OutOfMemoryError,
     ReadOnlyError,
+    TryAgainError,
 )
 from redis.retry import Retry
 
@@ -40,12 +43,14 @@ OLDEST = (6, 2)
 _SCHEMES = ("redis", "rediss", "unix")
 _LATER = ("redis+sentinel", "redis+cluster")
 
-# A server that answers so is up but does not serve. In a script Redis 6.2 wraps them: "ERR Error running
-# script …: -OOM …".
-_REFUSALS = re.compile(
-    r"(?:^|-)(OOM|MISCONF|READONLY|LOADING|BUSY|MASTERDOWN|NOREPLICAS|CLUSTERDOWN|TRYAGAIN|NOAUTH|NOPERM) "
-)
 _AUTH = (AuthenticationError, AuthorizationError, AuthenticationWrongNumberOfArgsError, NoPermissionError)
+
+# A server that answers so is up but does not serve. redis-py makes some of these classes, and leaves
+# others as they came; what a script met, Redis 6.2 wraps: "ERR Error running script …: -OOM …".
+_REFUSED = (*_AUTH, OutOfMemoryError, ReadOnlyError, ClusterDownError, TryAgainError)
+_REFUSALS = re.compile(
+    r"(?:^|-)(?:OOM|MISCONF|READONLY|BUSY|MASTERDOWN|NOREPLICAS|CLUSTERDOWN|NOAUTH|NOPERM) "
+)
 
 
 def runtime_dir(configured: str | os.PathLike[str] | None = None) -> Path:
@@ -87,10 +92,10 @@ def translate(exc: Exception, where: str) -> Exception:
     if isinstance(exc, NoScriptError):
         return exc
     text = str(exc) or type(exc).__name__
-    refused = isinstance(exc, redis.ResponseError) and not _REFUSALS.search(text)
-    if refused and not isinstance(exc, (*_AUTH, ReadOnlyError)):
-        return StoreError(f"the store at {where} refused a command: {text}")
-    return StoreUnavailable(f"the store at {where} is not available: {text}")
+    away = isinstance(exc, (redis.ConnectionError, redis.TimeoutError, OSError, *_REFUSED))
+    if away or (isinstance(exc, redis.ResponseError) and _REFUSALS.search(text)):
+        return StoreUnavailable(f"the store at {where} is not available: {text}")
+    return StoreError(f"the store at {where} refused a command: {text}")
 
 
 class _Pipeline(Pipeline):

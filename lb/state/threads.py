@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any
 
 import redis
 
 from lb.errors import StoreUnavailable
 from lb.model import Backend
-from lb.state.claims import Claims
+from lb.state.claims import Claims, Waiter
 from lb.state.link import STALL
 from lb.state.scripts import CLAIM_SOURCE
 
@@ -22,22 +23,24 @@ from lb.state.scripts import CLAIM_SOURCE
 class _Box:
     """Stands in for a greenlet: takes the pick."""
 
-    __slots__ = ("pick", "taken")
+    __slots__ = ("_lock", "pick", "taken")
 
-    def __init__(self) -> None:
+    def __init__(self, lock: threading.Condition) -> None:
         self.pick: Backend | None = None
         self.taken = False
+        self._lock = lock
 
     def switch(self, pick: Backend | None, /) -> None:
         self.pick = pick
         self.taken = True
+        self._lock.notify_all()
 
 
 class ThreadLink:
     """Carries one batch at a time; whoever claims does the waiting."""
 
     def __init__(self, on_down: Callable[[str], None]) -> None:
-        self.lock = threading.RLock()
+        self.lock = threading.Condition(threading.RLock())
         self._on_down = on_down
         self._connection: Any = None
 
@@ -75,6 +78,10 @@ class ThreadLink:
         """Send releases now: there may be no claim for long."""
         self.exchange(claims)
 
+    def wake(self, waiter: Waiter, pick: Backend | None) -> None:
+        """Give `waiter` its pick."""
+        waiter.switch(pick)
+
     def exchange(self, claims: Claims) -> None:
         """Send one batch and take its answer."""
         command = claims.batch()
@@ -101,18 +108,22 @@ class ThreadClaims:
 
     def claim(self, exclude: Sequence[str] = ()) -> Backend | None:
         """A backend that is not in `exclude`, or None when none may take a request."""
-        box = _Box()
+        claims, lock = self._claims, self._link.lock
+        box = _Box(lock)
 
         def wait() -> Backend | None:
+            until = monotonic() + STALL
             while not box.taken:
-                if not self._claims.ready:  # its lease is being opened, or the store is away
-                    self._claims.fail()
-                else:
-                    self._link.exchange(self._claims)
+                if claims.ready and claims.waiting:
+                    self._link.exchange(claims)
+                elif monotonic() >= until:
+                    claims.fail()
+                else:  # until the lease is opened anew, or the snapshot has the backend that was picked
+                    lock.wait(STALL / 10)
             return box.pick
 
-        with self._link.lock:
-            return self._claims.claim(box, wait, exclude)
+        with lock:
+            return claims.claim(box, wait, exclude)
 
     def release(self, name: str) -> None:
         """Give back what a claim took."""

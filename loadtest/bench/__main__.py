@@ -14,14 +14,14 @@ import click
 from rich.console import Console
 
 from loadtest.bench import report, wrk
-from loadtest.bench.balancer import NAME
+from loadtest.bench.balancer import NAME, PURE
 from loadtest.bench.binaries import Programs
 from loadtest.bench.measure import Plan, machine, perform
 from loadtest.bench.peers import PEERS
 from loadtest.bench.site import WrongAnswerError
 from loadtest.procs import NotReadyError, interrupted_by_signals
 
-ALL = (NAME, *(peer.name for peer in PEERS))
+ALL = (NAME, PURE, *(peer.name for peer in PEERS))
 
 
 def _words(
@@ -108,6 +108,11 @@ def _pairs(_context: click.Context, _parameter: click.Parameter, value: tuple[st
     help="Another program for one of the peers, or for wrk; may be repeated.",
 )
 @click.option(
+    "--python",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Measure the balancer of this interpreter's environment, and this source tree's as lb-pure.",
+)
+@click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write results here."
 )
 @click.option("--markdown", is_flag=True, help="Print the table in Markdown instead.")
@@ -120,6 +125,7 @@ def main(
     connections: tuple[int, ...],
     settings: dict[str, str],
     given: dict[str, str],
+    python: Path | None,
     json_file: Path | None,
     markdown: bool,
     assert_targets: bool,
@@ -136,6 +142,7 @@ def main(
         seconds,
         Programs({name: Path(path) for name, path in given.items()}),
         settings,
+        python.absolute() if python else None,
     )
     try:
         with interrupted_by_signals():

@@ -20,6 +20,9 @@ from loadtest.bench.site import Running, Site
 from loadtest.procs import Child, answers, free_ports, pin_tree
 
 NAME = "lb"
+"""The balancer as it is installed where its hot path is compiled: the one that is judged."""
+PURE = "lb-pure"
+"""The same without the compiler, from this source tree."""
 SCRIPT_COMMANDS = ("eval", "evalsha", "fcall", "eval_ro", "evalsha_ro", "fcall_ro")
 
 
@@ -66,19 +69,24 @@ class Balancer:
 
     settings: Mapping[str, str] = field(default_factory=dict)
     name: str = NAME
+    python: Path | None = None
+    """The interpreter of an environment that has the balancer installed; None: this source tree."""
     store: Store | None = None
     pinning: dict[str, int] = field(default_factory=dict)
     """Core by role, as read back from the kernel after the start."""
 
     def missing(self, programs: Programs) -> str | None:
-        """Never missing: the bench is part of its source tree."""
+        """One line when the environment to be measured is not there; this source tree always is."""
         del programs
+        if self.python is not None and not self.python.is_file():
+            return f"{self.name} is not installed: there is no {self.python}"
         return None
 
     def start(self, site: Site) -> Running:
         """Start gunicorn and the health daemon, pin them, and return once a request is answered."""
         port, control = free_ports(2)
-        runtime = site.folder / "run"
+        runtime = site.folder / self.name / "run"
+        runtime.parent.mkdir()
         env = {
             **system.environment(
                 backends=site.backends, port=port, control=control, workers=1, runtime=runtime
@@ -86,9 +94,12 @@ class Balancer:
             **self.settings,
         }
         # All starts on the other core, so that no thread begins on the proxies'; the worker moves there.
-        master = system.start_gunicorn(site.children, env, name=self.name, core=site.load_core)
+        where = system.Installed(self.python, runtime.parent) if self.python else system.SOURCE_TREE
+        master = where.start_gunicorn(site.children, env, name=self.name, core=site.load_core)
         master.require(lambda: answers(port), f"an answer on port {port}")
-        health = system.start_health(site.children, env, interval=10, core=site.load_core)
+        health = where.start_health(
+            site.children, env, interval=10, name=f"{self.name}-health", core=site.load_core
+        )
         self.store = Store(self._client(env, runtime))
         workers = self._pin(master, health, site)
         # The health daemon keeps traffic from a backend until it has probed it.

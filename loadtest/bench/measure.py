@@ -15,7 +15,7 @@ import psutil
 from rich.console import Console
 
 from loadtest.bench import wrk
-from loadtest.bench.balancer import NAME, Balancer, Store, StoreCounts
+from loadtest.bench.balancer import NAME, PURE, Balancer, Store, StoreCounts
 from loadtest.bench.binaries import Programs
 from loadtest.bench.peers import PEERS
 from loadtest.bench.site import Proxy, Running, Site, start_backends, verify
@@ -35,6 +35,8 @@ class Plan:
     programs: Programs
     settings: Mapping[str, str]
     """Environment variables for the balancer."""
+    python: Path | None = None
+    """The interpreter of the environment that has the compiled balancer; None: there is none."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,9 @@ def perform(plan: Plan, console: Console) -> Outcome:
     """
     plan.programs.require("wrk")
     proxy_core, load_core = cores()
-    balancer = Balancer(plan.settings)
-    everyone: tuple[Proxy, ...] = (balancer, *PEERS)
+    balancer = Balancer(plan.settings, python=plan.python)
+    pure = (Balancer(plan.settings, PURE),) if plan.python else ()
+    everyone: tuple[Proxy, ...] = (balancer, *pure, *PEERS)
     runs: list[Run] = []
     with tempfile.TemporaryDirectory(prefix="lb-bench-") as name, Children(Path(name)) as children:
         backends = start_backends(children, plan.programs, load_core)

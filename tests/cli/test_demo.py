@@ -120,11 +120,11 @@ def test_term_ends_it_while_it_serves(demo: Demo) -> None:
     demo.assert_nothing_left()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("processes", [0, 1, 3, 4, 6])
+@pytest.mark.parametrize(
+    ("processes", "number"),
+    [(n, signal.SIGINT) for n in (0, 1, 3, 4, 6)] + [(1, signal.SIGTERM), (4, signal.SIGHUP)],
+)
 def test_it_ends_at_any_moment_of_its_start(folder: Path, processes: int, number: signal.Signals) -> None:
-    if number != signal.SIGINT and processes not in (1, 4):
-        pytest.skip("the same as for SIGINT")
     demo = Demo(folder)
     demo.process.until(
         lambda: len(demo.watch()) >= processes and "starting" in demo.process.err, f"{processes} processes"
@@ -171,7 +171,7 @@ def test_usual_ports_that_are_taken_and_settings_of_others(folder: Path) -> None
             taken.bind(("127.0.0.1", 8000))
             taken.listen()
         except OSError:
-            assert True, "somebody else has it already"
+            pass  # somebody else has it, which is as good
         demo = Demo(folder, env={"LB_BACKENDS": "http://127.0.0.1:1", "LB_WORKERS": "x"})
         try:
             demo.until_ready()

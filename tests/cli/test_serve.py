@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -116,6 +117,53 @@ def test_it_serves_from_an_empty_folder_and_ends(folder: Path, tmp_path: Path) -
             server.end()
             backend.end()
     eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), "the end of its processes")
+
+
+FILE = """\
+bind = "127.0.0.1:{data}"
+control_bind = "127.0.0.1:{control}"
+runtime_dir = "{folder}"
+workers = 1
+graceful_timeout = 5
+[pools.web]
+backends = [{{ url = "{url}" }}]
+"""
+
+
+def test_a_file_and_its_reload(folder: Path, tmp_path: Path) -> None:
+    """HUP reads the file again: the new backend answers, without a request that fails in between."""
+    backends = [python(tmp_path, n, "-m", "lb.demo", "--port", "0", "--name", n) for n in ("b1", "b2")]
+    urls = []
+    for backend in backends:
+        backend.until(lambda backend=backend: backend.out.endswith("\n"), "the backend")  # type: ignore[misc]
+        urls.append(backend.out.split()[1])
+    file = tmp_path / "lb.toml"
+    with free_port() as data, free_port() as control:
+        file.write_text(FILE.format(data=data, control=control, folder=folder, url=urls[0]))
+        server = python(tmp_path, "serve", "-m", "lb.cli", "serve")
+        seen: list[tuple[int, str]] = []
+
+        def who() -> str:
+            status, body = get(data, "/")
+            seen.append((status, str(json.loads(body)["backend"]) if status == 200 else ""))
+            return seen[-1][1]
+
+        try:
+            server.until(lambda: get(data, "/")[0] == 200, "an answer")
+            assert who() == "b1"
+            file.write_text(FILE.format(data=data, control=control, folder=folder, url=urls[1]))
+            server.signal(signal.SIGHUP)
+            server.until(lambda: who() == "b2", "the new backend")
+            file.write_text("nonsense = 1\n")
+            server.signal(signal.SIGHUP)
+            server.until(lambda: "there is no such key" in server.err, "the complaint")
+            assert who() == "b2"
+            assert {status for status, _ in seen} == {200}
+            assert server.end() == 0
+        finally:
+            server.end()
+            for backend in backends:
+                backend.end()
 
 
 def test_a_port_in_use_is_one_line(folder: Path, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lb.config import default_pool, load, read
+from lb.config import load, read
 from lb.errors import ConfigError
-from lb.settings import BackendSpec, Settings
+from lb.settings import BackendSpec, Route, Settings
 
 Write = Callable[[str], str]
 
@@ -329,9 +329,10 @@ def test_variables_for_a_default_pool_that_the_file_does_not_have(write: Write) 
     assert list(settings.pools) == ["web", "default"]
 
 
-def test_where_requests_go_without_routes() -> None:
-    assert default_pool({"web": 1}) == "web"
-    assert default_pool({"web": 1, "default": 2}) == "default"
+def test_where_requests_go_without_routes(write: Write) -> None:
+    assert load(write("[pools.default]\n[pools.web]\n"), {}).routes == ()
+    assert load(write("[pools.web]\n"), {}).routes == (Route("web"),)
+    assert load(write(""), {}).routes == ()
 
 
 def test_notes(write: Write) -> None:

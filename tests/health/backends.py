@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Self, TypeVar
 
+import gevent
+
 Act = Callable[[socket.socket], None]
 T = TypeVar("T")
 
@@ -17,14 +19,17 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 
 
 def eventually(question: Callable[[], T], within: float = 10.0, every: float = 0.02) -> T:
-    """Ask until the answer is truthy, and return it; AssertionError after `within` seconds."""
+    """Ask until the answer is truthy, and return it; AssertionError after `within` seconds.
+
+    Between two questions greenlets of this process run, if there are any.
+    """
     deadline = time.monotonic() + within
     while True:
         answer = question()
         if answer:
             return answer
         assert time.monotonic() < deadline, f"not within {within} s: {question.__doc__ or question}"
-        time.sleep(every)
+        gevent.sleep(every)
 
 
 def read_request(sock: socket.socket) -> bytes:

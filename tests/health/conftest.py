@@ -2,13 +2,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lb.health.policy import Overrides
 from tests.health.backends import Act, Scripted
-from tests.health.system import Daemon, Store
+from tests.health.system import Daemon, Local, Store
 
 StartDaemon = Callable[..., Daemon]
+StartKeeper = Callable[..., Local]
 MakeBackend = Callable[..., Scripted]
 
 
@@ -40,6 +43,20 @@ def start_daemon(tmp_path: Path) -> Iterator[StartDaemon]:
         daemon.kill()
     for daemon in made:
         assert "Traceback" not in daemon.log.read_text(), daemon.log.read_text()
+
+
+@pytest.fixture
+def start_keeper(store: Store) -> Iterator[StartKeeper]:
+    """Starts the daemon's loops in this process; all are ended at the end."""
+    made: list[Local] = []
+
+    def start(interval: float = 0.3, **overrides: Any) -> Local:
+        made.append(Local(store, Overrides(interval, **overrides), f"local:{len(made)}"))
+        return made[-1]
+
+    yield start
+    for local in made:
+        local.kill()
 
 
 @pytest.fixture

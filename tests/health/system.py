@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -12,9 +13,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gevent
 import redis
 
 from lb.errors import StoreError
+from lb.health.engine import Engine
+from lb.health.keeper import Keeper
+from lb.health.policy import Overrides
+from lb.health.report import Log
 from lb.model import Backend, Health, HealthPolicy, PoolSettings, Snapshot, backend_id
 from lb.settings import BackendSpec, PoolConfig
 from lb.state import decide
@@ -103,6 +109,11 @@ class Store:
         self.registry.change(pool, lambda _: decide.Change(settings=PoolSettings("round-robin", policy)))
 
 
+def owner_of(store: Store) -> str:
+    """Who has the health lease, "" for nobody."""
+    return store.registry.health_owner() or ""
+
+
 class Daemon:
     """`lb-health` as a process, its log in a file."""
 
@@ -140,3 +151,35 @@ class Daemon:
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
         self.process.wait()
+
+
+class Local:
+    """The loops of a daemon as greenlets of this process."""
+
+    def __init__(self, store: Store, overrides: Overrides, owner: str) -> None:
+        self.owner = owner
+        self.out = io.StringIO()
+        log = Log(stream=self.out)
+        self.keeper = Keeper(lambda: Registry(connect(store.url)), owner, overrides, log)
+        self.engine = self.keeper.engine = Engine(self.keeper.may_probe, self.keeper.notice, log, 64)
+        self.loops = [gevent.spawn(self.engine.run), gevent.spawn(self.keeper.run)]
+
+    def lines(self, *words: str) -> list[str]:
+        """The lines of the log that hold all of `words`."""
+        return [line for line in self.out.getvalue().splitlines() if all(word in line for word in words)]
+
+    def says(self, *words: str, within: float = 10.0) -> str:
+        """Wait for a line that holds all of `words`."""
+        return eventually(lambda: self.lines(*words), within)[0]
+
+    def end(self) -> None:
+        """End as on a signal."""
+        self.loops[0].kill()
+        self.keeper.stop()
+        self.loops[1].join(5)
+        assert self.loops[1].ready()
+
+    def kill(self) -> None:
+        """End without a farewell."""
+        gevent.killall(self.loops)
+        self.engine.clear()
