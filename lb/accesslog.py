@@ -70,7 +70,7 @@ class AccessLog:
         if not self.destination:
             return
         if self.destination == "-":
-            self._fd = sys.stdout.fileno()
+            self._fd = _own_stdout()
             return
         fd = os.open(self.destination, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         if self._fd >= 0:
@@ -110,6 +110,19 @@ class AccessLog:
             newline = data.find(b"\n") + 1  # the rest of a line that was begun
             data = data[:newline]
         self._rest = data
+
+
+def _own_stdout() -> int:
+    """Standard output, opened anew so that writes do not block on a pipe that nobody reads.
+
+    Setting the flag on the descriptor itself would set it for everybody who shares it. Where it cannot be
+    opened anew (a socket, another user's terminal) it is used as it is.
+    """
+    fd = sys.stdout.fileno()
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return fd
 
 
 def _ignore(entry: Any) -> None:

@@ -15,13 +15,14 @@ from time import monotonic, perf_counter, time
 from typing import Any, Protocol
 
 from gunicorn_h1c import (
-    IncompleteError,
     InvalidRequestMethod,
     LimitRequestHeaders,
     LimitRequestLine,
     ParseError,
     parse_request_fast,
 )
+from gunicorn_h1c._parser_fast import IncompleteError
+from gunicorn_h1c._parser_fast import ParseError as FastParseError
 
 from lb.accesslog import Entry
 from lb.environ import KEYS, fill
@@ -34,6 +35,8 @@ from lb.wsgi import problem
 
 MAX_HEAD = 65536
 """Bytes: the largest request head that is read."""
+MAX_LINES = 200
+"""Lines of a head that is refused because of its size, whatever else is wrong with it."""
 # A request line or a field of more than 8190 bytes, or more than 100 fields, are refused by the parser.
 LINGER = 2.0
 """Seconds for which what a client still sends is read and dropped after an early answer."""
@@ -41,14 +44,18 @@ LINGER = 2.0
 _NO_BODY = io.BytesIO()
 _RESET = struct.pack("ii", 1, 0)
 
+# The fast parser has two exceptions of its own beside those that the package exports.
+_MALFORMED = (ParseError, FastParseError)
+
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
-def _refusal(exc: ParseError) -> ClientError:
-    """What it means that the parser does not take a head."""
+def _refusal(exc: Exception, data: bytes) -> ClientError:
+    """What it means that the parser does not take the head in `data`."""
     if isinstance(exc, LimitRequestLine):
         return UriTooLong(str(exc))
-    if isinstance(exc, LimitRequestHeaders):
+    # Far more fields than allowed are just an error to it.
+    if isinstance(exc, LimitRequestHeaders) or data.count(b"\n") > MAX_LINES:
         return HeaderTooLarge(str(exc))
     return BadRequest(str(exc))
 
@@ -167,19 +174,22 @@ class Client:
                     return
                 self._await_head(data)
                 return
-            except ParseError as exc:
+            except _MALFORMED as exc:
                 if not isinstance(exc, InvalidRequestMethod):
-                    self._refuse(_refusal(exc))
+                    self._refuse(_refusal(exc, data))
                     return
                 # Any token is a method (RFC 9110, section 9.1). Not said at once: options cost every request.
                 try:
                     head = parse_request_fast(data, permit_unconventional_http_method=True)
-                except ParseError as again:
-                    self._refuse(_refusal(again))
+                except _MALFORMED as again:
+                    self._refuse(_refusal(again, data))
                     return
             try:
                 environ = self._environ(head, data)
             except ClientError as exc:
+                if data.startswith(b"\r\n"):  # an empty line before the request (RFC 9112, section 2.2)
+                    data, seen = data[2:], 0
+                    continue
                 self._refuse(exc)
                 return
             rest = self._handle(environ)

@@ -104,7 +104,6 @@ def _absolute(environ: dict[str, Any], method: str, target: str) -> str:
     # RFC 9112, section 3.2.2: the Host field is to be replaced by what the target says.
     environ["HTTP_HOST"] = authority
     encoded = authority.encode("latin-1")
-    environ["lb.fields"] = tuple(
-        (name, encoded if NAMES[name].kind == HOST else value) for name, value in environ["lb.fields"]
-    )
+    others = [field for field in environ["lb.fields"] if NAMES[field[0]].kind != HOST]
+    environ["lb.fields"] = ((b"Host", encoded), *others)
     return target

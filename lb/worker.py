@@ -32,12 +32,21 @@ FLUSH_EVERY = 0.1
 class Worker(GeventWorker):  # type: ignore[misc]
     """Serves the listeners of one worker process."""
 
+    alive: bool
+
     def patch(self) -> None:
         """Patch the standard library, as gunicorn's gevent worker does."""
         with warnings.catch_warnings():
             # The master has loaded redis-py, whose asyncio half, which nobody uses, refers to ssl directly.
             warnings.simplefilter("ignore", MonkeyPatchWarning)
             super().patch()
+
+    def notify(self) -> None:
+        """Show the master a sign of life; when it is gone, finish what runs and go."""
+        self.tmp.notify()
+        if self.alive and self.ppid != os.getppid():
+            _LOG.warning("the master is gone: finishing what runs")
+            self.alive = False
 
     def init_process(self) -> None:
         """As gunicorn's; what belongs to the event loop is made in `run`, after the fork."""

@@ -41,7 +41,7 @@ local ranked = claims > 0 and call('ZRANGE', order, 0, claims + names - 1, 'WITH
 
 -- The backends of this batch are numbered: first those given back, then the other candidates.
 local ids, index, give, released = {}, {}, {}, 0
-local fields, own = { '_v', '_a', '_q', '_f' }, { '_' }
+local fields, own = { '_v', '_a', '_q', '_f', '_l' }, { '_' }
 for j = 4, first_exclusion - 1, 2 do
   local id = ARGV[j]
   local n = index[id]
@@ -49,7 +49,7 @@ for j = 4, first_exclusion - 1, 2 do
     give[n] = give[n] + tonumber(ARGV[j + 1])
   else
     released = released + 1
-    ids[released], fields[released + 4], own[released + 1] = id, id, id
+    ids[released], fields[released + 5], own[released + 1] = id, id, id
     index[id], give[released] = released, tonumber(ARGV[j + 1])
   end
 end
@@ -59,7 +59,7 @@ for j = 1, queued do
   local n = index[id]
   if not n then
     n = total + 1
-    ids[n], fields[n + 4], own[n + 1] = id, id, id
+    ids[n], fields[n + 5], own[n + 1] = id, id, id
     total = n
   end
   queue[j], score[n] = n, tonumber(ranked[2 * j])
@@ -69,11 +69,11 @@ local held = many('HMGET', lease, own)
 if held[1] ~= ARGV[1] then return { -1 } end
 local seen = many('HMGET', state, fields)
 local least, weighted = rules(seen[2])
-local turns, floor = tonumber(seen[3]) or 0, tonumber(seen[4]) or 0
+local turns, floor, last = tonumber(seen[3]) or 0, tonumber(seen[4]) or 0, seen[5] or ''
 
 local inflight, requests, weight, cap, saved, mine = {}, {}, {}, {}, {}, {}
 for n = 1, total do
-  local record = seen[n + 4]
+  local record = seen[n + 5]
   if record then
     inflight[n], requests[n], weight[n], cap[n], saved[n] = unpack_record(RECORD, record)
   else
@@ -83,17 +83,20 @@ for n = 1, total do
 end
 
 -- What is picked or moved by a release stands in a heap beside the queue of candidates: the queue comes
--- sorted, so that only a backend picked a second time costs more than one comparison.
-local heap, size = {}, 0
+-- sorted, so that only a backend picked a second time costs more than one comparison. Of equal scores the
+-- one that has waited longer is first: in round robin that is the sequence of the names.
+local heap, size, arrival, arrivals = {}, 0, {}, 0
 
 local function before(one, other)
   local a, b = score[one], score[other]
   if a ~= b then return a < b end
-  return ids[one] < ids[other]
+  return arrival[one] < arrival[other]
 end
 
 local function push(n)
   size = size + 1
+  arrivals = arrivals + 1
+  arrival[n] = arrivals
   local hole = size
   while hole > 1 do
     local parent = (hole - hole % 2) / 2
@@ -141,7 +144,7 @@ for n = 1, released do
         moved[n] = true
         push(n)
       elseif cap[n] > 0 and count >= cap[n] then
-        score[n] = entry(state, weighted, weight[n], floor, saved[n])
+        score[n] = entry(state, weighted, weight[n], floor, last, ids[n], saved[n])
         moved[n] = true
         push(n)
       end
@@ -159,7 +162,7 @@ for claim = 1, claims do
       front = front + 1
       n = queue[front]
     end
-    again = size > 0 and (not n or before(heap[1], n))
+    again = size > 0 and (not n or score[heap[1]] < score[n])
     if again then n = heap[1] end
     local skip = n and excluded and excluded[ids[n]]
     if skip then
@@ -174,7 +177,9 @@ for claim = 1, claims do
   until not skip
   if n then
     -- A retry that had to pass others over says nothing about how far the turn has come.
-    if not excluded then floor = score[n] end
+    if not excluded then
+      floor, last = score[n], ids[n]
+    end
     local load = inflight[n] + 1
     inflight[n], requests[n], mine[n] = load, requests[n] + 1, mine[n] + 1
     if least then
@@ -190,6 +195,8 @@ for claim = 1, claims do
       full[n], saved[n] = true, score[n]
       if again then drop() end
     elseif again then
+      arrivals = arrivals + 1
+      arrival[n] = arrivals
       sink(n)
     else
       push(n)
@@ -228,7 +235,11 @@ for n = 1, total do
 end
 if next(changed) then
   local at = #sets
-  sets[at + 1], sets[at + 2] = least and '_q' or '_f', least and turns or floor
+  if least then
+    sets[at + 1], sets[at + 2] = '_q', turns
+  else
+    sets[at + 1], sets[at + 2], sets[at + 3], sets[at + 4] = '_f', floor, '_l', last
+  end
   many('HSET', state, sets, 2)
   many('HSET', lease, leases, 2)
   many('ZADD', order, adds, 2)

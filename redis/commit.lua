@@ -52,7 +52,7 @@ if ARGV[2] ~= '' then call('HSET', state, '_settings', ARGV[2]) end
 if ARGV[3] ~= '' and ARGV[3] ~= call('HGET', state, '_a') then
   -- Scores of one algorithm mean nothing to another: everybody enters anew, in the order of names.
   call('HSET', state, '_a', ARGV[3])
-  call('HDEL', state, '_f', '_q', '_p')
+  call('HDEL', state, '_f', '_q', '_p', '_l')
   call('DEL', order)
   for id, record in pairs(read(state, call('HKEYS', members))) do
     records[id] = records[id] or record

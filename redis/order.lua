@@ -6,6 +6,7 @@
 --   _a     algorithm: "...least-connections" scores by load, everything else by turns, and "weighted-..."
 --          divides by the weight
 --   _f     floor: the score the last pick was made at, the virtual time of a fair queue
+--   _l     whom that pick took, for round robin: how far the turn has come in this round
 --   _q     picks and releases since the order was numbered anew; breaks ties of least-connections
 --   _p     how many backends have entered weighted round robin
 --   <id>   five doubles, little-endian (see RECORD): one field instead of five halves what a claim costs
@@ -52,17 +53,29 @@ local function many(command, key, args, group)
   return all
 end
 
--- The score with which a backend enters an order of turns. One that has been there goes on at its own
--- next turn that is not in the past: it neither catches up in a burst nor gets a second turn for
--- coming back at once, and backends that return together keep apart. A newcomer to weighted round
--- robin gets a fraction of its step that no other has (multiples of the golden ratio spread most
--- evenly), or backends of equal weight would always take their turns in one burst.
-local function entry(state, weighted, weight, floor, saved)
-  local step = weighted and 1 / weight or 1
-  if saved ~= NEVER then
-    if saved >= floor then return math.min(saved, floor + step) end -- its weight may have grown meanwhile
-    return saved + math.ceil((floor - saved) / step) * step
+-- Does one name come after another where a sorted set orders them? By bytes; Lua's own `<` follows the
+-- locale that the server was started in.
+local function comes_after(one, other)
+  for j = 1, math.min(#one, #other) do
+    local a, b = string.byte(one, j), string.byte(other, j)
+    if a ~= b then return a > b end
   end
-  if not weighted then return floor end
-  return floor + (call('HINCRBY', state, '_p', 1) * GOLDEN % 1) * step
+  return #one > #other
+end
+
+-- The score with which a backend enters an order of turns. One that was away neither catches up in a
+-- burst nor gets a second turn for coming back at once.
+--
+-- Round robin goes through the names in every round: whose name has been passed waits for the next one, so
+-- that all rounds keep one sequence and counts differ by at most one from whenever they are counted.
+--
+-- With weights, one that has been there goes on at its own next turn that is not in the past: backends that
+-- return together keep apart. A newcomer gets a fraction of its step that no other has (multiples of
+-- the golden ratio spread most evenly), or equal weights would always take their turns in one burst.
+local function entry(state, weighted, weight, floor, last, id, saved)
+  if not weighted then return math.max(saved, comes_after(id, last) and floor or floor + 1) end
+  local step = 1 / weight
+  if saved == NEVER then return floor + (call('HINCRBY', state, '_p', 1) * GOLDEN % 1) * step end
+  if saved >= floor then return math.min(saved, floor + step) end -- its weight may have grown meanwhile
+  return saved + math.ceil((floor - saved) / step) * step
 end

@@ -9,7 +9,7 @@ local function place(state, order, records, old)
   for id in pairs(records) do ids[#ids + 1] = id end
   if #ids == 0 then return end
   table.sort(ids) -- pairs() has no order, and newcomers get their place by it
-  local head = call('HMGET', state, '_a', '_f', '_q')
+  local head = call('HMGET', state, '_a', '_f', '_q', '_l')
   local least, weighted = rules(head[1])
   local floor, turns = tonumber(head[2]) or 0, tonumber(head[3]) or 0
   local scores = many('ZMSCORE', order, ids)
@@ -26,7 +26,7 @@ local function place(state, order, records, old)
       turns = turns + 1
       new = inflight / (weighted and weight or 1) + turns * STEP
     elseif not score then
-      new = entry(state, weighted, weight, floor, record[5])
+      new = entry(state, weighted, weight, floor, head[4] or '', id, record[5])
     elseif weighted and old and (old[id] or 0) > 0 and old[id] ~= weight and score > floor then
       -- What is left of its step shrinks or grows with the weight, so a new weight acts at once.
       new = floor + (score - floor) * old[id] / weight

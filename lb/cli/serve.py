@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,18 @@ from lb.config_checks import check_value, mask
 from lb.config_env import parse_text
 from lb.config_table import TABLE, Setting, default_text, range_text
 
-#: A file, not a module: gunicorn runs a file again at each reload.
-GUNICORN = ("-m", "gunicorn", "-c", str(Path(lb.__file__).with_name("gunicorn_conf.py")), "lb.app")
+
+def _program() -> tuple[str, ...]:
+    """Where gunicorn is: its own script, if that is installed.
+
+    Run as a module it could not start itself anew (USR2): Python would find gunicorn's modules for its own.
+    """
+    script = Path(sysconfig.get_path("scripts")) / "gunicorn"
+    return (str(script),) if script.is_file() else ("-m", "gunicorn")
+
+
+#: What Python is to run. A file, not a module: gunicorn runs a file again at each reload.
+GUNICORN = (*_program(), "-c", str(Path(lb.__file__).with_name("gunicorn_conf.py")), "lb.app")
 
 
 def _option(row: Setting) -> click.Option:

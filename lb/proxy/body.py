@@ -27,7 +27,7 @@ PIECE = 65536
 """Bytes: the most that is read at once where no shared buffer is at hand."""
 
 TURNS = 16
-"""Buffers that a bulk transfer moves before it lets others have a turn: it may never have to wait by itself."""
+"""Buffers that a bulk transfer moves before it lets others have a turn: it may never have to wait itself."""
 
 
 def client_fault(exc: Exception) -> ProxyError:

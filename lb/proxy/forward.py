@@ -179,7 +179,8 @@ class Forwarder:
         transport = Transport(reactor, idle=config.timeouts.idle)
         self._session.mount("http://", transport)
         self._session.mount("http+unix://", transport)
-        self._session.mount("https://", HTTPAdapter(pool_maxsize=max(config.upstream.max_idle, 1), max_retries=0))
+        most = max(config.upstream.max_idle, 1)  # urllib3 takes 0 for "no limit"
+        self._session.mount("https://", HTTPAdapter(pool_maxsize=most, max_retries=0))
 
     def forward(self, entry: Entry, head: bytes, body: BodyReader | bytes | None, started: float) -> Answer:
         """The first answer a backend gives to the request with this `head` (whole) and `body`.

@@ -155,7 +155,7 @@ class ProxyResponse(Response):
     def read_whole(self) -> ProxyResponse:
         """Read the body into `content`, and give the connection back."""
         try:
-            self._content = self.raw.read()  # type: ignore[assignment]
+            self._content = self.raw.read()
         finally:
             self.close()
         self._content_consumed = True

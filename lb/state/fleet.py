@@ -27,7 +27,12 @@ from lb.state.store import connect
 
 _LOG = logging.getLogger("lb")
 
-REAP_EVERY = 2.0
+NEVER = float("inf")
+
+UNWATCHED = 2.0
+"""Seconds without a health daemon after which backends that wait for a first probe get traffic."""
+
+REAP_EVERY = 1.0
 """Seconds between two looks for dead workers, per worker, spread by chance."""
 
 
@@ -37,8 +42,8 @@ class LinkLike(Protocol):
     Whoever changes claims from outside the request path holds `lock`.
     """
 
-    lock: AbstractContextManager[Any]
-
+    @property
+    def lock(self) -> AbstractContextManager[Any]: ...
     @property
     def up(self) -> bool: ...
     def connect(self, client: Any) -> None: ...
@@ -84,6 +89,7 @@ class Fleet:
         self._leases: dict[str, WorkerLease] = {}
         self._listener: Any = None
         self._last_reap = monotonic()
+        self._unwatched_since = NEVER
         self._link = runtime.link(self._on_down)
         self.claims: dict[str, Claims] = {}
         self._sources: dict[str, Any] = {}
@@ -91,9 +97,7 @@ class Fleet:
             keys = PoolKeys(name)
             snapshot = from_config(name, config)
             link = self._link
-            claims = Claims(
-                keys, worker, snapshot, link.schedule, link.release_soon, self._on_gap, link.wake
-            )
+            claims = Claims(keys, worker, snapshot, link.schedule, link.release_soon, self._on_gap, link.wake)
             self.claims[name] = claims
             self._sources[name] = runtime.source(claims)
 
@@ -166,6 +170,8 @@ class Fleet:
             try:
                 if self.degraded or not self._link.up:
                     pause = 0.1 if self._try_connect() else min(pause * 2, 1.0)
+                    if self.degraded:
+                        self._wake.clear()  # set by ourselves: there is nothing new to look at
                 else:
                     self._look_after()
             except StoreError as exc:
@@ -190,12 +196,29 @@ class Fleet:
                 continue
             if version != claims.snapshot.version or name in stale:
                 self._take(claims, registry.load(name))
-            if any(backend.health == "checking" for backend in claims.snapshot.backends.values()):
-                self._take(claims, registry.promote_checking(name))
+        self._promote_unwatched(registry)
         if monotonic() - self._last_reap > REAP_EVERY * (0.75 + 0.5 * random.random()):
             self._last_reap = monotonic()
             for name in self.claims:
                 reap_dead(registry, name)
+
+    def _promote_unwatched(self, registry: Registry) -> None:
+        """Let backends that wait for a first probe have traffic when no health daemon is left to probe them.
+
+        Not at once: between a holder's death and its successor there is a moment without one.
+        """
+        waiting = [
+            claims
+            for claims in self.claims.values()
+            if any(backend.health == "checking" for backend in claims.snapshot.backends.values())
+        ]
+        if not waiting or registry.health_owner() is not None:
+            self._unwatched_since = NEVER
+        elif self._unwatched_since == NEVER:
+            self._unwatched_since = monotonic()
+        elif monotonic() - self._unwatched_since > UNWATCHED:
+            for claims in waiting:
+                self._take(claims, registry.promote_checking(claims.keys.pool))
 
     def _try_connect(self) -> bool:
         try:

@@ -26,8 +26,8 @@ def spawn(command: list[str], log: Path) -> int:
     """Start `command` (its first word is a path) with its output in `log`; return its process id.
 
     It gets a session of its own, so that Ctrl-C does not reach it, and no descriptor of ours: gunicorn's
-    listeners are inheritable. Not by `subprocess`: gevent's takes over the signal by which gunicorn's
-    master sees workers end. Raises OSError.
+    listeners are inheritable. Not by `subprocess`, which gevent replaces by one that needs its loop to run
+    and would collect the process. Raises OSError.
     """
     actions: list[tuple[Any, ...]] = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
