@@ -37,7 +37,7 @@ def test_flags_are_the_environment_of_gunicorn(lb: Lb, became: list[list[str]]) 
         "serve", "--bind", "127.0.0.1:2", "--backends", "http://a:1;weight=3", "--connect-timeout", "1.5"
     )
     assert (result.code, result.err) == (0, "")
-    assert [arguments[1:3] for arguments in became] == [["-m", "gunicorn"]]
+    assert [Path(arguments[1]).name for arguments in became] == ["gunicorn"]
     assert became[0][-1] == "lb.app"
     assert os.environ["LB_BIND"] == "127.0.0.1:2"
     assert os.environ["LB_BACKENDS"] == "http://a:1;weight=3"

@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from lb.state.embedded import server_binary
 from lb.state.store import connect
@@ -26,12 +28,15 @@ def binary(kind: str) -> str:
 class Server:
     """A server with its files in `folder`; what it was told survives a restart only with `durable`."""
 
-    def __init__(self, kind: str, folder: Path, *options: str, durable: bool = False) -> None:
+    def __init__(
+        self, kind: str, folder: Path, *options: str, durable: bool = False, config: Path | None = None
+    ) -> None:
         self.socket = folder / "s"
         self.url = f"unix://{self.socket}"
         self._log = folder / "log"
         self._command = [
             binary(kind),
+            *([str(config)] if config else []),
             *("--port", "0", "--unixsocket", str(self.socket), "--dir", str(folder), "--save", ""),
             *("--appendonly", "yes" if durable else "no"),
             *options,
@@ -42,9 +47,14 @@ class Server:
         """Start it and wait until it answers."""
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, "LC_ALL": "C"}
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "LC_ALL": "C"},
             )
-        with redis.Redis(unix_socket_path=str(self.socket)) as client:
+        once = Retry(NoBackoff(), 0)
+        with redis.Redis(unix_socket_path=str(self.socket), retry=once) as client:
             eventually(lambda: self._answers(client), f"the server: {self._log.read_text()[-500:]}")
 
     def _answers(self, client: redis.Redis) -> bool:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import redis
 
+from lb.state.scripts import CLAIM_SOURCE
 from tests.state.pool import LostError, Pool, put
-from tests.state.servers import Server
+from tests.state.servers import KINDS, Server
 
 LEAST = ("least-connections", "weighted-least-connections")
 TURNS = ("round-robin", "weighted-round-robin")
@@ -100,20 +102,21 @@ def test_a_backend_at_its_cap_does_not_catch_up_afterwards(pool: Pool) -> None:
     pool.commit([put("a", cap=1)])
     assert "a" in pool.claim(3)
     pool.claim(40)
-    pool.release("a")
-    assert pool.claim(3).count("a") == 1
-    pool.release("a")
-    assert pool.claim(1) == ["a"]
-    pool.release("a")
-    assert sorted(pool.claim(2)) == ["b", "c"]  # nor does it get a second turn for coming back at once
+    counts: Counter[str] = Counter()
+    for _ in range(30):
+        pool.release("a")  # nor does it get a second turn for coming back at once
+        counts.update(pool.claim(1))
+    assert counts["a"] in (10, 11)
+    assert abs(counts["b"] - counts["c"]) <= 1
 
 
 def test_exclusions_belong_to_the_last_claims(pool: Pool) -> None:
     pool.make("round-robin", "abc")
     assert pool.call(3, exclude=[["b"], ["a", "b"]])[1] == ["a", "c", "c"]
     assert pool.call(1, exclude=[["a", "b", "c"]])[1] == [None]
-    assert pool.call(2, exclude=[["a"], ["b", "c"]])[1] == ["b", "a"]
-    assert pool.in_flight() == pool.held() == {"a": 2, "b": 1, "c": 2}
+    # What one had to pass over is there for the next: b is lowest all the time.
+    assert pool.call(3, exclude=[["b"], ["a"], ["a", "c"]])[1] == ["a", "b", "b"]
+    assert pool.in_flight() == pool.held() == {"a": 2, "b": 2, "c": 2}
 
 
 def test_exclusions_reach_beyond_the_low_end(pool: Pool) -> None:
@@ -160,7 +163,9 @@ def test_one_call_or_many_give_the_same_picks(pool: Pool, algorithm: str) -> Non
 
 def commands(client: redis.Redis) -> Counter[str]:
     stats = cast("dict[str, dict[str, Any]]", client.info("commandstats"))
-    return Counter({name.removeprefix("cmdstat_").lower(): int(each["calls"]) for name, each in stats.items()})
+    return Counter(
+        {name.removeprefix("cmdstat_").lower(): int(each["calls"]) for name, each in stats.items()}
+    )
 
 
 @pytest.mark.parametrize("algorithm", [*TURNS, *LEAST])
@@ -173,6 +178,25 @@ def test_commands_do_not_grow_with_the_batch(pool: Pool, algorithm: str) -> None
         pool.call(claims, Counter(held))
         assert {name: n for name, n in commands(pool.client).items() if name in wanted} == wanted
         assert set(commands(pool.client)) <= {*wanted, "config|resetstat", "config", "info"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_turn_survives_the_server(kind: str, tmp_path: Path) -> None:
+    """What a script did is written down as its effects, the time and the turn included."""
+    server = Server(kind, tmp_path, durable=True)
+    server.start()
+    with server.client() as client:
+        pool = Pool(client)
+        pool.make("round-robin", "abc")
+        pool.claim(4)
+        workers = client.zrange(pool.keys.workers, 0, -1, withscores=True)
+        server.stop()
+        server.start()
+        client.script_load(CLAIM_SOURCE)
+        assert client.zrange(pool.keys.workers, 0, -1, withscores=True) == workers
+        assert pool.in_flight() == pool.held() == {"a": 2, "b": 1, "c": 1}
+        assert pool.claim(3) == ["b", "c", "a"]
+    server.stop()
 
 
 @pytest.mark.parametrize("algorithm", [*TURNS, *LEAST])

@@ -38,6 +38,23 @@ def test_round_robin_gives_each_its_turn_while_one_flaps(pool: Pool) -> None:
     assert counts["d"] <= counts["a"] + 1
 
 
+def test_round_robin_is_within_one_from_whenever_it_is_counted(pool: Pool) -> None:
+    """Also from the middle of a round, right after somebody came whose name is or is not passed yet."""
+    chance, names = random.Random(7), [f"b{n}" for n in range(8)]
+    pool.make("round-robin", ["b4"])
+    available = {"b4"}
+    for _ in range(40):
+        name = chance.choice(names)
+        pool.commit([put(name, available=name not in available)])
+        available ^= {name}
+        picks = [pick for _ in range(9) for pick in pool.call(chance.randint(1, 3))[1] if pick]
+        for first in range(min(len(picks), 8)):
+            counts = Counter(dict.fromkeys(available, 0))
+            for pick in picks[first:]:
+                counts[pick] += 1
+                assert max(counts.values()) - min(counts.values()) <= 1
+
+
 def test_a_backend_that_was_away_does_not_catch_up(pool: Pool) -> None:
     pool.make("round-robin", "abc")
     pool.claim(3)
@@ -52,6 +69,27 @@ def test_a_newcomer_does_not_catch_up(pool: Pool) -> None:
     pool.claim(1000)
     pool.commit([put("c")])
     assert Counter(pool.claim(30)) == {"a": 10, "b": 10, "c": 10}
+
+
+def test_retries_do_not_make_a_newcomer_wait(pool: Pool) -> None:
+    pool.make("round-robin", "abc")
+    for _ in range(10):
+        assert pool.call(1, exclude=[["a", "b"]])[1] == ["c"]
+    pool.commit([put("d")])
+    assert Counter(pool.claim(6)) == {"a": 2, "b": 2, "d": 2}
+
+
+@pytest.mark.parametrize("algorithm", ["round-robin", "weighted-round-robin"])
+def test_releases_below_a_cap_change_nobodys_turn(pool: Pool, algorithm: str) -> None:
+    names = [f"b{n}" for n in range(10)]
+    pool.commit([put(name, cap=5) for name in names], algorithm=algorithm)
+    pool.scripts.lease(pool.keys, "w", "e", {})
+    picks = []
+    for _ in range(50):
+        picks += pool.claim(1)
+        pool.release(picks[-1])
+    assert Counter(picks) == dict.fromkeys(names, 5)
+    assert picks[:10] * 5 == picks
 
 
 WEIGHTS = (
@@ -86,7 +124,9 @@ def test_weights_are_interleaved(pool: Pool, weights: dict[str, int]) -> None:
     while len(picks) < 3 * total:
         picks += pool.claim(100)
     for name, weight in weights.items():
-        gaps = [after - before for before, after in pairwise(i for i, pick in enumerate(picks) if pick == name)]
+        gaps = [
+            after - before for before, after in pairwise(i for i, pick in enumerate(picks) if pick == name)
+        ]
         # All others together deviate by one pick each at worst; spread by the golden ratio they deviate by
         # far less: the slack below would fail with everybody starting at the same point (20 in a row).
         slack = 3 + len(weights) ** 0.5
@@ -113,6 +153,14 @@ def test_a_new_weight_acts_at_once(pool: Pool) -> None:
     assert Counter(pool.claim(99))["a"] == pytest.approx(90, abs=2)
     pool.commit([put("a", 1)])
     assert Counter(pool.claim(100))["a"] == pytest.approx(10, abs=2)
+
+
+def test_a_new_weight_does_not_wait_for_the_old_turn(pool: Pool) -> None:
+    pool.make("weighted-round-robin", {"a": 1, **{f"c{n}": 100 for n in range(9)}})
+    while "a" not in pool.claim(1):
+        pass
+    pool.commit([put("a", 100)])  # its turn would come in 900 picks
+    assert Counter(pool.claim(100))["a"] == pytest.approx(10, abs=1)
 
 
 def test_a_weight_that_grew_while_away_acts_at_once(pool: Pool) -> None:
@@ -198,3 +246,16 @@ def test_a_new_algorithm_takes_over_with_all_counts(pool: Pool) -> None:
     pool.commit(algorithm="round-robin")
     assert Counter(pool.claim(30)) == {"a": 10, "b": 10, "c": 10}
     assert sum(pool.in_flight().values()) == sum(pool.held().values()) == 114
+
+
+def test_scores_of_one_algorithm_are_forgotten_by_the_next(pool: Pool) -> None:
+    pool.make("round-robin", "abc")
+    pool.claim(300)
+    # Two have left at a score of about 100; "c" is still away at the switch.
+    pool.commit([put(name, available=False) for name in "ac"])
+    pool.commit([put("a")])
+    for algorithm in ("least-connections", "round-robin"):
+        pool.commit(algorithm=algorithm)
+    assert Counter(pool.claim(20)) == {"a": 10, "b": 10}
+    pool.commit([put("c")])
+    assert Counter(pool.claim(30)) == {"a": 10, "b": 10, "c": 10}

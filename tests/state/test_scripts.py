@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import redis
@@ -58,7 +58,7 @@ def test_commit_against_a_lost_pool_is_a_conflict(pool: Pool, scripts: Scripts) 
 
 
 def test_commit_publishes_its_message(pool: Pool) -> None:
-    pubsub = pool.client.pubsub()
+    pubsub: Any = pool.client.pubsub()  # type: ignore[no-untyped-call]
     pubsub.subscribe(pool.keys.changes)
     assert pubsub.get_message(timeout=5)["type"] == "subscribe"
     pool.scripts.commit(pool.keys, 0, b"what changed", [put("a")])
@@ -138,7 +138,7 @@ def test_a_lease_is_made_what_the_worker_says(pool: Pool) -> None:
     assert pool.scripts.lease(pool.keys, "w", "e2", {"a": 5, "c": 2, "b": 0, "unknown": 1}) == 1
     assert pool.held() == {"a": 5, "c": 2, "unknown": 1}
     assert pool.in_flight() == {"a": 5, "c": 2, "unknown": 1}
-    assert pool.claim(3, epoch="e2") == ["b", "b", "b"]
+    assert pool.claim(2, epoch="e2") == ["b", "b"]
     # A name that is unknown counts all the same: the pool may have been lost, and come back.
     pool.commit([put("unknown", cap=1)])
     assert "unknown" not in pool.order()

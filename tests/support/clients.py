@@ -96,7 +96,7 @@ class Client:
             if not self._more():
                 raise ConnectionError(f"closed before the end of a head: {self._buffer!r}")
         head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 "), head
+        assert head.startswith((b"HTTP/1.1 ", b"HTTP/1.0 ")), head
         return head + b"\r\n\r\n"
 
     def read_some(self) -> bytes:

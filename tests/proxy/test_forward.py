@@ -1,0 +1,527 @@
+"""One request to a pool: which errors are worth another backend, and every claim given back exactly once."""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lb.accesslog import AccessLog, Entry
+from lb.errors import (
+    BadRequest,
+    BadResponse,
+    ClientGone,
+    ConnectFailed,
+    ConnectTimeout,
+    NoBackend,
+    ProxyError,
+    ResponseTimeout,
+    UpstreamClosed,
+)
+from lb.model import Backend as Member
+from lb.proxy.body import BodyReader, client_fault
+from lb.proxy.conn import Conn, Reactor, ThreadConn
+from lb.proxy.forward import Answer, Forwarder
+from lb.proxy.http1 import CHUNKED
+from lb.settings import PoolConfig, RetrySettings, TimeoutSettings
+from tests.support.backends import (
+    Backend,
+    Script,
+    chunked,
+    close_unanswered,
+    cut,
+    deaf,
+    head_of,
+    ok,
+    once,
+    refusing,
+    reset_unanswered,
+    serve,
+    several,
+    stall,
+)
+from tests.support.green import in_greenlet, raw_pair
+from tests.support.need import need_binary
+
+
+class Turns:
+    """Backends by turn, with a book of what was claimed and given back."""
+
+    def __init__(self, *urls: str) -> None:
+        self.members = [Member(id=url, url=url) for url in urls]
+        self.claimed: list[str] = []
+        self.released: list[str] = []
+
+    def claim(self, exclude: Sequence[str] = ()) -> Member | None:
+        for member in self.members:
+            if member.id not in exclude:
+                self.members.remove(member)
+                self.members.append(member)
+                self.claimed.append(member.id)
+                return member
+        return None
+
+    def release(self, name: str) -> None:
+        self.released.append(name)
+
+
+class Proxy:
+    """A forwarder over given backends, its claims and its log."""
+
+    def __init__(self, reactor: Reactor | None, folder: Path, *urls: str, config: PoolConfig) -> None:
+        self.reactor = reactor
+        self.claims = Turns(*urls)
+        self.log_path = folder / "access.log"
+        self.log = AccessLog(str(self.log_path))
+        self.forwarder = Forwarder("p", config, self.claims, reactor, self.log)
+        self.clients: list[Any] = []
+
+    def client_body(self, length: int, data: bytes = b"", buffered: bytes = b"") -> BodyReader:
+        raw, theirs = raw_pair(blocking=self.reactor is None)
+        conn = ThreadConn(raw) if self.reactor is None else Conn(self.reactor, raw)
+        conn.timeout = 5
+        self.clients += [conn, theirs]
+        theirs.sendall(data)
+        return BodyReader(conn, length, buffered, client_fault)
+
+    def forward(self, method: str = "GET", body: BodyReader | None = None, target: str = "/x") -> Answer:
+        framing = "" if body is None else f"Content-Length: {body.length}\r\n"
+        if body is not None and body.length == CHUNKED:
+            framing = "Transfer-Encoding: chunked\r\n"
+        head = f"{method} {target} HTTP/1.1\r\nHost: h\r\n{framing}\r\n".encode()
+        self.entry = Entry(time.time(), "id", "1.2.3.4", method, "h", target)
+        return in_greenlet(lambda: self.forwarder.forward(self.entry, head, body, time.perf_counter()))
+
+    def call(self, method: str = "GET", body: BodyReader | None = None, target: str = "/x") -> tuple[int, bytes]:
+        """The answer, read and settled as the application does it."""
+        answer = self.forward(method, body, target)
+        whole = answer.whole()
+        if whole is None:
+            whole = in_greenlet(lambda: b"".join(answer))
+        answer.close()
+        return answer.status, whole
+
+    def fails(self, error: type[ProxyError], method: str = "GET", body: BodyReader | None = None) -> ProxyError:
+        with pytest.raises(error) as caught:
+            self.forward(method, body)
+        return caught.value
+
+    def logged(self) -> list[dict[str, Any]]:
+        self.log.flush()
+        return [json.loads(line) for line in self.log_path.read_text().splitlines()]
+
+    def close(self) -> None:
+        self.forwarder.close()
+        for one in self.clients:
+            one.close()
+        os.close(self.log._fd)
+
+
+class Make:
+    """Makes proxies of one kind, closes them, and looks that every claim was given back."""
+
+    def __init__(self, reactor: Reactor | None, folder: Path) -> None:
+        self._reactor, self._folder = reactor, folder
+        self._made: list[Proxy] = []
+
+    def __call__(self, *backends: Backend | str, attempts: int = 3, response: float = 5.0, **retry: Any) -> Proxy:
+        urls = [one if isinstance(one, str) else one.url for one in backends]
+        config = PoolConfig(
+            retry=RetrySettings(attempts=attempts, **retry),
+            timeouts=TimeoutSettings(connect=0.3, response=response, idle=5.0),
+        )
+        self._made.append(Proxy(self._reactor, self._folder, *urls, config=config))
+        return self._made[-1]
+
+    def close(self) -> None:
+        for proxy in self._made:
+            proxy.close()
+        for proxy in self._made:
+            assert proxy.claims.released == proxy.claims.claimed
+
+
+@pytest.fixture(params=["greenlets", "threads"])
+def make(request: pytest.FixtureRequest, reactor: Reactor, tmp_path: Path) -> Iterator[Make]:
+    made = Make(reactor if request.param == "greenlets" else None, tmp_path)
+    yield made
+    made.close()
+
+
+# What goes well.
+
+
+def test_a_whole_answer_is_settled_at_once(make: Make) -> None:
+    with Backend(serve(ok(b"hello"))) as backend:
+        proxy = make(backend)
+        answer = proxy.forward()
+        assert proxy.claims.released == []
+        assert answer.whole() == b"hello"
+        assert proxy.claims.released == [backend.url]
+        answer.close()
+        answer.close()
+        assert proxy.claims.released == [backend.url]
+
+
+def test_a_streamed_answer_is_settled_when_it_is_closed(make: Make) -> None:
+    with Backend(once(head_of(200, "Transfer-Encoding: chunked") + chunked(b"he", b"llo"))) as backend:
+        proxy = make(backend)
+        answer = proxy.forward()
+        assert answer.whole() is None
+        assert in_greenlet(lambda: b"".join(answer)) == b"hello"
+        assert proxy.claims.released == []
+        answer.close()
+        answer.close()
+        assert proxy.claims.released == [backend.url]
+
+
+def test_the_log_tells_what_happened(make: Make) -> None:
+    with Backend(serve(ok(b"hello"))) as backend:
+        proxy = make(backend)
+        proxy.call(target="/a?b")
+        (entry,) = proxy.logged()
+        assert entry.pop("time") > 1e9
+        assert 0 < entry.pop("upstream") <= entry.pop("duration") < 5
+        assert entry == {
+            **{"id": "id", "client": "1.2.3.4", "method": "GET", "host": "h", "target": "/a?b"},
+            **{"status": 200, "bytes": 5, "pool": "p", "backend": backend.url},
+        }
+
+
+def test_fields_go_on_as_wsgi_wants_them(make: Make) -> None:
+    fields = ("X-A:1", "Set-Cookie: a=b; c", "set-cookie:  d ", "Connection: X-Gone", "X-Gone: 1")
+    with Backend(serve(ok(b"", *fields))) as backend:
+        proxy = make(backend)
+        answer = proxy.forward()
+        assert answer.headers() == [
+            ("Content-Length", "0"),
+            ("X-A", "1"),
+            ("Set-Cookie", "a=b; c"),
+            ("set-cookie", "d"),
+        ]
+        assert answer.measured
+        answer.close()
+
+
+def test_connections_are_kept_from_request_to_request(make: Make) -> None:
+    with several(serve(), serve()) as backends:
+        proxy = make(*backends)
+        for _ in range(10):
+            assert proxy.call() == (200, b"ok")
+        assert [backend.connections for backend in backends] == [1, 1]
+
+
+def test_connections_to_backends_that_left_are_closed(make: Make) -> None:
+    with Backend() as backend:
+        proxy = make(backend)
+        proxy.call()
+        proxy.forwarder.keep_only({backend.url})
+        proxy.call()
+        assert backend.connections == 1
+        proxy.forwarder.keep_only(set())
+        proxy.call()
+        assert backend.connections == 2
+
+
+# Another try.
+
+
+GARBAGE = once(b"garbage\r\n\r\n")
+BROKEN: dict[str, Script] = {"reset": reset_unanswered, "closed": close_unanswered, "garbage": GARBAGE}
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"])
+@pytest.mark.parametrize("fault", BROKEN)
+def test_what_is_idempotent_goes_to_another_backend(make: Make, method: str, fault: str) -> None:
+    with several(BROKEN[fault], serve()) as (bad, good):
+        proxy = make(bad, good)
+        body = proxy.client_body(4, b"body") if method == "PUT" else None
+        assert proxy.call(method, body)[0] == 200
+        assert [len(bad.requests), len(good.requests)] == [1, 1]
+        assert good.requests[0].body == (b"body" if method == "PUT" else b"")
+        (entry,) = proxy.logged()
+        assert (entry["tried"], entry["backend"]) == ([bad.url], good.url)
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH", "BREW"])
+@pytest.mark.parametrize("fault", BROKEN)
+def test_what_is_not_is_never_sent_twice(make: Make, method: str, fault: str) -> None:
+    with several(BROKEN[fault], serve()) as (bad, good):
+        proxy = make(bad, good)
+        proxy.fails(BadResponse if fault == "garbage" else UpstreamClosed, method, proxy.client_body(4, b"body"))
+        assert [len(bad.requests), len(good.requests)] == [1, 0]
+
+
+@pytest.mark.parametrize("kind", ["none", "length", "chunked", "huge"])
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
+def test_anything_is_tried_again_when_nothing_was_sent(make: Make, method: str, kind: str) -> None:
+    with refusing() as url, Backend() as good:
+        proxy = make(url, good)
+        bodies = {
+            "none": lambda: None,
+            "length": lambda: proxy.client_body(4, b"dy", b"bo"),
+            "chunked": lambda: proxy.client_body(CHUNKED, b"4\r\nbody\r\n0\r\n\r\n"),
+            "huge": lambda: proxy.client_body(150_000, b"x" * 150_000),
+        }
+        assert proxy.call(method, bodies[kind]())[0] == 200
+        assert len(good.requests[0].body) == {"none": 0, "length": 4, "chunked": 4, "huge": 150_000}[kind]
+
+
+def test_not_accepted_in_time_is_nothing_sent(make: Make) -> None:
+    with deaf() as url, Backend() as good:
+        proxy = make(url, good)
+        assert proxy.call("POST", proxy.client_body(4, b"body")) == (200, b"ok")
+
+
+@pytest.mark.parametrize("how", ["too large", "chunked"])
+def test_an_upload_that_was_begun_is_not_sent_again(make: Make, how: str) -> None:
+    """It is gone: only small ones of known length are kept."""
+    with several(reset_unanswered, serve()) as (bad, good):
+        proxy = make(bad, good, max_body=3)
+        body = proxy.client_body(4, b"body") if how == "too large" else proxy.client_body(CHUNKED, b"4\r\nbody\r\n0\r\n\r\n")
+        proxy.fails(UpstreamClosed, "PUT", body)
+        assert good.requests == []
+
+
+def test_no_more_than_so_many_attempts(make: Make) -> None:
+    with refusing() as one, refusing() as two, refusing() as three, Backend() as good:
+        proxy = make(one, two, three, good, attempts=3)
+        proxy.fails(ConnectFailed)
+        assert proxy.claims.claimed == [one, two, three]
+        assert proxy.entry.tried == (one, two, three)
+
+
+def test_one_attempt_means_no_retry(make: Make) -> None:
+    with refusing() as url, Backend() as good:
+        make(url, good, attempts=1).fails(ConnectFailed)
+        assert good.requests == []
+
+
+def test_no_backend_is_tried_twice(make: Make) -> None:
+    with refusing() as url:
+        proxy = make(url, attempts=5)
+        proxy.fails(ConnectFailed)
+        assert proxy.claims.claimed == [url]
+
+
+def test_no_backend_at_all(make: Make) -> None:
+    error = make().fails(NoBackend)
+    assert (error.status, error.code) == (503, "no_backend")
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "status"),
+    [
+        (reset_unanswered, UpstreamClosed, 502),
+        (GARBAGE, BadResponse, 502),
+        (stall, ResponseTimeout, 504),
+    ],
+)
+def test_the_last_fault_is_the_answer(make: Make, fault: Script, error: type[ProxyError], status: int) -> None:
+    with several(fault, fault) as backends:
+        proxy = make(*backends, response=0.1)
+        assert proxy.fails(error).status == status
+        assert [len(backend.requests) for backend in backends] == [1, 1]
+
+
+def test_nothing_to_connect_to_in_time(make: Make) -> None:
+    with deaf() as url:
+        assert make(url).fails(ConnectTimeout).status == 504
+
+
+# What the client does.
+
+
+def test_a_client_that_goes_away_ends_it(make: Make) -> None:
+    with several(serve(), serve()) as (first, second):
+        proxy = make(first, second)
+        body = proxy.client_body(1_000_000, b"x" * 1000)
+        proxy.clients[-1].close()
+        proxy.fails(ClientGone, "PUT", body)
+        assert second.connections == 0
+
+
+def test_a_clients_nonsense_ends_it(make: Make) -> None:
+    with several(serve(), serve()) as (first, second):
+        proxy = make(first, second)
+        proxy.fails(BadRequest, "PUT", proxy.client_body(CHUNKED, b"2\r\nok\r\nnonsense\r\n"))
+        assert second.connections == 0
+
+
+def test_a_clients_small_body_that_never_comes_costs_no_backend(make: Make) -> None:
+    with Backend() as backend:
+        proxy = make(backend)
+        body = proxy.client_body(10, b"x")
+        proxy.clients[-1].close()
+        proxy.fails(ClientGone, "PUT", body)
+        assert proxy.claims.claimed == []
+
+
+# Answers that are given up or break.
+
+
+def test_an_answer_that_is_given_up_closes_its_connection(make: Make) -> None:
+    with Backend(once(head_of(200, "Content-Length: 10") + b"hello")) as backend:
+        proxy = make(backend)
+        answer = proxy.forward()
+        assert in_greenlet(lambda: next(answer)) == b"hello"
+        answer.close()
+        (entry,) = proxy.logged()
+        assert (entry["status"], entry["bytes"], entry["code"]) == (200, 5, "client_gone")
+
+
+def test_an_answer_that_breaks_is_an_error_and_logged_as_the_backends(make: Make) -> None:
+    with Backend(cut(head_of(200, "Content-Length: 10") + b"hello")) as backend:
+        proxy = make(backend)
+        answer = proxy.forward()
+        assert in_greenlet(lambda: next(answer)) == b"hello"
+        backend.may_go_on.release()
+        with pytest.raises(UpstreamClosed):
+            in_greenlet(lambda: next(answer))
+        answer.close()
+        (entry,) = proxy.logged()
+        assert (entry["status"], entry["bytes"], entry["code"]) == (200, 5, "upstream_closed")
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_relayed_bytes_are_counted_also_when_it_breaks(make: Make, missing: int) -> None:
+    answer_head = head_of(200, f"Content-Length: {100_000 + missing}")
+    with Backend(once(answer_head + b"x" * 100_000)) as backend:
+        proxy = make(backend)
+        answer = proxy.forward()
+        body = proxy.client_body(0)  # for its connection: what it is relayed to
+        to, theirs = proxy.clients[-2:]
+        got = bytearray()
+
+        def read() -> None:
+            while len(got) < 100_001:
+                got.extend(theirs.recv(10_000))
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        assert body.complete
+        try:
+            in_greenlet(lambda: answer.relay(to, chunked=False, head=b"h"))
+            assert not missing
+        except UpstreamClosed:
+            assert missing
+        reader.join(10)
+        answer.close()
+        (entry,) = proxy.logged()
+        assert (entry["bytes"], entry.get("code", "")) == (100_000, "upstream_closed" if missing else "")
+
+
+# Backends that speak TLS: the stock adapter's.
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for 127.0.0.1, signed by itself, and its key in one file."""
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        [
+            *(need_binary("openssl", "openssl"), "req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"),
+            *("-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=test"),
+            *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", folder / "key", "-out", folder / "cert"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    both = folder / "both"
+    both.write_bytes((folder / "key").read_bytes() + (folder / "cert").read_bytes())
+    return both
+
+
+class TlsBackend(Backend):
+    """A backend behind TLS."""
+
+    def with_certificate(self, path: Path) -> TlsBackend:
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(path)
+        return self
+
+    @property
+    def url(self) -> str:
+        return f"https://127.0.0.1:{self.port}"
+
+    def _serve(self, sock: Any, number: int) -> None:
+        try:
+            wrapped = self.context.wrap_socket(sock, server_side=True)
+        except OSError:
+            sock.close()
+            return
+        self._open.add(wrapped)
+        super()._serve(wrapped, number)
+
+
+@pytest.fixture
+def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    return certificate
+
+
+def test_tls(make: Make, trusted: Path) -> None:
+    fields = ("Set-Cookie: a", "Set-Cookie: b", "Connection: X-Gone", "X-Gone: 1")
+    with TlsBackend(serve(ok(b"hello", *fields))).with_certificate(trusted) as backend:
+        proxy = make(backend)
+        answer = proxy.forward()
+        assert answer.status == 200
+        assert answer.headers() == [("Content-Length", "5"), ("Set-Cookie", "a"), ("Set-Cookie", "b")]
+        assert b"".join(answer) == b"hello"
+        answer.close()
+        assert proxy.call() == (200, b"hello")
+        assert backend.connections == 1
+        first = backend.requests[0]
+        assert first.head.startswith(b"GET /x HTTP/1.1\r\n")
+        assert first.values("Host") == ["h"]
+
+
+@pytest.mark.parametrize("kind", ["length", "chunked"])
+def test_tls_with_a_body(make: Make, trusted: Path, kind: str) -> None:
+    with TlsBackend(serve()).with_certificate(trusted) as backend:
+        proxy = make(backend)
+        body = proxy.client_body(4, b"body") if kind == "length" else proxy.client_body(CHUNKED, b"4\r\nbody\r\n0\r\n\r\n")
+        assert proxy.call("POST", body) == (200, b"ok")
+        assert backend.requests[0].body == b"body"
+
+
+def test_tls_that_is_not_trusted(make: Make, certificate: Path) -> None:
+    """Nothing was sent, so even a POST may go elsewhere."""
+    with TlsBackend(serve()).with_certificate(certificate) as bad, Backend() as good:
+        proxy = make(bad, good)
+        assert proxy.call("POST", proxy.client_body(4, b"body")) == (200, b"ok")
+        assert bad.requests == []
+
+
+def test_tls_refused(make: Make) -> None:
+    with refusing() as url, Backend() as good:
+        proxy = make(url.replace("http:", "https:"), good)
+        assert proxy.call("POST", proxy.client_body(4, b"body")) == (200, b"ok")
+
+
+def test_tls_closed_without_an_answer(make: Make, trusted: Path) -> None:
+    with TlsBackend(close_unanswered).with_certificate(trusted) as bad, Backend() as good:
+        proxy = make(bad, good)
+        assert proxy.call() == (200, b"ok")
+        proxy = make(bad, good)
+        proxy.fails(UpstreamClosed, "POST", proxy.client_body(4, b"body"))
+
+
+def test_tls_cut_within_the_body(make: Make, trusted: Path) -> None:
+    with TlsBackend(once(head_of(200, "Content-Length: 10") + b"hello")).with_certificate(trusted) as backend:
+        answer = make(backend).forward()
+        with pytest.raises(UpstreamClosed):
+            b"".join(answer)
+        answer.close()
+
+
+def test_tls_stalled(make: Make, trusted: Path) -> None:
+    with TlsBackend(stall).with_certificate(trusted) as backend:
+        make(backend, response=0.2).fails(ResponseTimeout)

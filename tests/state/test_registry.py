@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import threading
+from typing import Any, cast
+
+import msgspec
+import pytest
+import redis
+
+from lb.errors import StoreConflict, StoreError
+from lb.model import Backend, HealthPolicy, PoolSettings, Snapshot
+from lb.settings import BackendSpec, PoolConfig
+from lb.state import changes, decide
+from lb.state.decide import Change
+from lb.state.keys import HEALTH_LEASE, POOLS, PoolKeys
+from lb.state.registry import TRIES, BackendStatus, Registry
+from tests.state.pool import Pool
+from tests.state.servers import Server
+
+A = Backend("a", "http://a:80", since=5.0)
+B = Backend("b", "http://b:80", weight=3, max_connections=2, since=5.0)
+
+
+def test_a_pool_nobody_wrote_is_empty(registry: Registry) -> None:
+    assert registry.load("p") == Snapshot("p", 0, PoolSettings(), {})
+    assert registry.version("p") == 0
+    assert registry.status("p") == []
+    assert registry.pools() == []
+
+
+def test_what_is_written_is_read(registry: Registry) -> None:
+    settings = PoolSettings("least-connections", HealthPolicy(path="/up"))
+    written = registry.change("p", lambda _: Change(put=(A, B), settings=settings))
+    assert written == registry.load("p") == Snapshot("p", 1, settings, {"a": A, "b": B})
+    assert registry.version("p") == 1
+    assert registry.pools() == ["p"]
+    again = registry.change("p", decide.remove("a"))
+    assert again == registry.load("p") == Snapshot("p", 2, settings, {"b": B})
+
+
+def test_a_new_pool_has_an_algorithm_even_if_nobody_said_which(registry: Registry, pool: Pool) -> None:
+    registry.change("p", decide.add(A))
+    assert pool.client.hget(pool.keys.state, "_a") == b"round-robin"
+    assert registry.load("p").settings == PoolSettings()
+
+
+def test_a_snapshot_is_of_one_instant(registry: Registry) -> None:
+    """Version and members are read in one transaction: a commit may fall between two commands."""
+    for read in (registry.load, registry.pool_status):
+        registry.client.config_resetstat()
+        read("p")
+        assert registry.client.info("commandstats")["cmdstat_exec"]["calls"] == 1
+
+
+def test_what_changes_nothing_is_not_written(registry: Registry) -> None:
+    first = registry.change("p", decide.declare(PoolConfig(backends=(BackendSpec("http://a:80"),))))
+    assert registry.change("p", lambda _: Change()) == first
+    assert registry.change("p", decide.declare(PoolConfig(backends=(BackendSpec("http://a:80"),)))) == first
+    assert registry.change("p", decide.remove("x")) == first
+    assert registry.version("p") == 1
+
+
+def test_availability_weight_and_cap_reach_the_order(registry: Registry, pool: Pool) -> None:
+    registry.change("p", lambda _: Change(put=(A, B)))
+    assert pool.records()["b"][:4] == (0, 0, 3, 2)
+    registry.change("p", decide.update("b", admin="drain"))
+    assert list(pool.order()) == ["a"]
+    registry.change("p", decide.verdicts([("a", "down")]))
+    assert list(pool.order()) == []
+    registry.change("p", decide.update("b", admin="ready"))
+    assert list(pool.order()) == ["b"]
+
+
+def test_each_commit_is_told_in_a_message_that_leads_to_the_same(registry: Registry) -> None:
+    pubsub: Any = registry.client.pubsub()  # type: ignore[no-untyped-call]
+    pubsub.subscribe(PoolKeys("p").changes)
+    pubsub.get_message(timeout=5)
+    snapshot = registry.load("p")
+    for change in (
+        lambda _: Change(put=(A, B)),
+        decide.update("a", weight=7),
+        lambda s: Change(delete=("b",), settings=PoolSettings("weighted-round-robin")),
+    ):
+        written = registry.change("p", change)
+        message = pubsub.get_message(timeout=5)["data"]
+        assert message is not None
+        found = changes.apply(snapshot, message)
+        assert found == written
+        snapshot = written
+    pubsub.close()
+
+
+def test_a_name_the_scripts_cannot_use_is_refused(registry: Registry) -> None:
+    for name in ("", "_", "_v", "a b", "a\nb", "x" * 256):
+        with pytest.raises(ValueError, match="is no name for a backend"):
+            registry.change("p", decide.add(Backend(name, "http://a:80")))
+    assert registry.version("p") == 0
+    # One letter is fine: the scripts' own fields have names that no backend can have.
+    registry.change("p", lambda _: Change(put=tuple(Backend(name, "http://x:80") for name in "vaqfplc")))
+    assert registry.load("p").version == 1
+    assert len(registry.status("p")) == 7
+
+
+def test_a_change_is_decided_anew_when_another_was_first(registry: Registry) -> None:
+    registry.change("p", decide.add(A))
+    seen: list[int] = []
+
+    def slow(snapshot: Snapshot) -> Change:
+        seen.append(snapshot.version)
+        if len(seen) == 1:
+            registry.change("p", decide.add(B))
+        return Change(
+            put=(msgspec.structs.replace(snapshot.backends["a"], weight=1 + len(snapshot.backends)),)
+        )
+
+    written = registry.change("p", slow)
+    assert seen == [1, 2]
+    assert (written.version, written.backends["a"].weight) == (3, 3)
+    assert registry.load("p") == written
+
+
+def test_a_change_is_given_up_in_the_end(registry: Registry) -> None:
+    seen: list[int] = []
+
+    def late(snapshot: Snapshot) -> Change:
+        seen.append(snapshot.version)
+        registry.scripts.commit(PoolKeys("p"), snapshot.version, b"{}")
+        return Change(put=(A,))
+
+    with pytest.raises(StoreConflict, match=f"changed by others {TRIES} times"):
+        registry.change("p", late)
+    assert len(seen) == TRIES
+
+
+def test_many_writers_lose_nothing(shared_server: Server, registry: Registry) -> None:
+    def write(name: str) -> None:
+        with shared_server.client() as client:
+            mine = Registry(client)
+            for number in range(6):
+                mine.change("p", decide.add(Backend(f"{name}{number}", "http://x:80")))
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "abcdef"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = registry.load("p")
+    assert (len(found.backends), found.version) == (36, 36)
+
+
+def test_status_has_the_counts_of_the_whole_fleet(registry: Registry, pool: Pool) -> None:
+    down = msgspec.structs.replace(A, health="down", source="file")
+    registry.change("p", lambda _: Change(put=(down, B)))
+    for worker in ("w1", "w2"):
+        pool.scripts.lease(pool.keys, worker, "e", {})
+        pool.claim(1, worker=worker)
+    pool.release("b", worker="w1")
+    assert registry.status("p") == [
+        BackendStatus("a", "http://a:80", 1, "down", 0, 0, 0, "file", "ready", "down"),
+        BackendStatus("b", "http://b:80", 3, "unknown", 1, 2, 2, "api", "ready", "unknown"),
+    ]
+    status = registry.pool_status("p")
+    assert (status.pool, status.version, status.settings.algorithm) == ("p", 1, "round-robin")
+
+
+def test_records_of_a_newer_release_are_read_as_far_as_they_are_known(registry: Registry) -> None:
+    registry.change("p", decide.add(A))
+    keys = PoolKeys("p")
+    record = cast("bytes", registry.client.hget(keys.members, "a"))
+    registry.client.hset(keys.members, "a", record[:-1] + b',"zone":"x"}')
+    assert registry.load("p").backends["a"] == A
+
+
+def test_what_cannot_be_read_is_an_error_of_the_store(registry: Registry) -> None:
+    registry.change("p", decide.add(A))
+    registry.client.hset(PoolKeys("p").members, "a", b"nonsense")
+    with pytest.raises(StoreError, match="pool p in the store cannot be read"):
+        registry.load("p")
+
+
+# who probes
+
+
+def test_a_new_backend_waits_for_its_probe_only_if_somebody_probes(registry: Registry, pool: Pool) -> None:
+    assert registry.change("p", decide.add(A)).backends["a"].health == "unknown"
+    assert registry.hold_health("daemon", 60)
+    assert registry.change("p", decide.add(B)).backends["b"].health == "checking"
+    assert list(pool.order()) == ["a"]
+    assert registry.promote_checking("p").version == 2
+    registry.release_health("daemon")
+    assert registry.promote_checking("p").backends["b"].health == "unknown"
+    assert set(pool.order()) == {"a", "b"}
+
+
+def test_since_is_the_servers_time(registry: Registry) -> None:
+    registry.change("p", decide.add(Backend("a", "http://a:80")))
+    before = registry.now()
+    found = registry.change("p", decide.verdicts([("a", "up")])).backends["a"]
+    assert before <= found.since <= registry.now()
+
+
+def test_the_health_lease_has_one_owner_at_a_time(registry: Registry, client: redis.Redis) -> None:
+    assert registry.health_owner() is None
+    assert registry.hold_health("one", 0.2)
+    assert not registry.hold_health("two", 60)
+    assert registry.health_owner() == "one"
+    registry.release_health("two")
+    assert registry.health_owner() == "one"
+    client.pexpire(HEALTH_LEASE, 0)
+    assert registry.hold_health("two", 60)
+    assert not registry.hold_health("one", 60)
+    registry.release_health("two")
+    assert registry.health_owner() is None
+
+
+def test_pools_are_listed_by_name(registry: Registry, client: redis.Redis) -> None:
+    for name in ("b", "a", "c"):
+        registry.change(name, decide.add(A))
+    assert registry.pools() == ["a", "b", "c"]
+    assert client.type(POOLS) == b"set"
+    with pytest.raises(ValueError, match="is no pool name"):
+        registry.load("no pool")
