@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import logging
 import os
+import select
+import stat
 import sys
+from time import monotonic, sleep
 from typing import Any
 
 import msgspec
@@ -58,6 +61,8 @@ class AccessLog:
         self._failing = False
         self._encoder = msgspec.json.Encoder()
         self._fd = -1
+        #: Bytes in one write at most; 0: any number.
+        self._at_once = 0
         #: Takes an entry; a bound method of a list, so that a request pays for no frame.
         self.add = self._pending.append
         if not destination:
@@ -70,7 +75,9 @@ class AccessLog:
         if not self.destination:
             return
         if self.destination == "-":
-            self._fd = _own_stdout()
+            if self._fd < 0:
+                self._fd = _own_stdout()
+                self._at_once = 0 if stat.S_ISREG(os.fstat(self._fd).st_mode) else select.PIPE_BUF
             return
         fd = os.open(self.destination, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         if self._fd >= 0:
@@ -81,35 +88,55 @@ class AccessLog:
         """Write what has gathered. Never raises for the destination's faults."""
         if not self._pending and not self._rest:
             return
-        # The list stays the same object: `add` is bound to it.
+        # The list stays the same object: `add` is bound to it. Other threads may add to it meanwhile.
         entries = self._pending[:]
-        self._pending.clear()
+        del self._pending[: len(entries)]
         data = self._rest + self._encoder.encode_lines(entries)
         self._rest = b""
         try:
             while data:
-                data = data[os.write(self._fd, data) :]
+                data = data[os.write(self._fd, self._next(data)) :]
         except BlockingIOError:
             self._keep(data)
+            return
         except OSError as exc:
-            self.dropped += data.count(b"\n")
-            if not self._failing:
-                _LOG.error(
-                    "access log %s: %s; lines are lost until it takes them again", self.destination, exc
-                )
-            self._failing = True
+            self._lose(data, str(exc))
             return
         if self._failing:
             _LOG.warning("access log %s works again; %d lines were lost", self.destination, self.dropped)
             self._failing = False
 
+    def finish(self, seconds: float = 1.0) -> None:
+        """Write the rest before the process ends, waiting so long at most for whoever reads a pipe."""
+        until = monotonic() + seconds
+        self.flush()
+        while self._rest and monotonic() < until:
+            sleep(0.01)
+            self.flush()
+
+    def _next(self, data: bytes) -> bytes:
+        """What of `data` to write at once.
+
+        Workers share standard output: what is longer than PIPE_BUF would be torn apart by what others write
+        into the same pipe. So many bytes at most, in whole lines; a longer line goes alone, at that risk.
+        """
+        most = self._at_once
+        if not most or len(data) <= most:
+            return data
+        return data[: data.rfind(b"\n", 0, most) + 1 or data.find(b"\n") + 1]
+
     def _keep(self, data: bytes) -> None:
-        """A pipe that is full: keep whole lines for the next time, up to a bound."""
+        """A pipe that is full: keep what is left for the next time, up to a bound."""
         if data.count(b"\n") > self.MAX_PENDING:
-            self.dropped += data.count(b"\n")
-            newline = data.find(b"\n") + 1  # the rest of a line that was begun
-            data = data[:newline]
+            self._lose(data, "nobody reads it")
+            data = b""
         self._rest = data
+
+    def _lose(self, data: bytes, why: str) -> None:
+        self.dropped += data.count(b"\n")
+        if not self._failing:
+            _LOG.error("access log %s: %s; lines are lost until it takes them again", self.destination, why)
+        self._failing = True
 
 
 def _own_stdout() -> int:

@@ -28,7 +28,7 @@ from lb.accesslog import Entry
 from lb.environ import KEYS, fill
 from lb.errors import BadRequest, ClientError, HeaderTooLarge, ProxyError, UnsupportedCoding, UriTooLong
 from lb.proxy.body import BodyReader, client_fault
-from lb.proxy.conn import Conn, RawSocket
+from lb.proxy.conn import Conn
 from lb.proxy.forward import Answer
 from lb.proxy.http1 import LAST_CHUNK, UnsupportedTransferCoding, chunk, request_body
 from lb.wsgi import problem
@@ -393,13 +393,3 @@ class Client:
             # Without this a body that ends with the connection would look whole.
             self.conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.close()
-
-
-def accept(listener: RawSocket) -> tuple[RawSocket, Any]:
-    """The next connection, not blocking, and its peer. Raises OSError; BlockingIOError: there is none."""
-    fd, peer = listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - accept() without a wrapper
-    sock = RawSocket(listener.family, listener.type, listener.proto, fileno=fd)
-    sock.setblocking(False)
-    if listener.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock, peer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import socket
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -12,7 +13,7 @@ import gevent
 from greenlet import getcurrent, greenlet
 
 from lb.accesslog import Entry
-from lb.client import Client, WsgiApp, accept
+from lb.client import Client, WsgiApp
 from lb.proxy.conn import Conn, RawSocket, Reactor
 from lb.settings import ClientSettings
 
@@ -162,3 +163,13 @@ class Server:
             gevent.sleep(0.05)
         if self.clients:
             _LOG.warning("%d connections cut after %g s", len(self.clients), timeout)
+
+
+def accept(listener: RawSocket) -> tuple[RawSocket, Any]:
+    """The next connection, not blocking, and its peer. Raises OSError; BlockingIOError: there is none."""
+    fd, peer = listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - accept() without a wrapper
+    sock = RawSocket(listener.family, listener.type, listener.proto, fileno=fd)
+    sock.setblocking(False)
+    if listener.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock, peer

@@ -61,7 +61,7 @@ class Service:
         self.fleet.stop()
         for forwarder in self.forwarders.values():
             forwarder.close()
-        self.log.flush()
+        self.log.finish()
 
     def kinds_of(self, names: list[Any]) -> list[str]:
         """Which kind each listener is, `data` or `control`, given as `getsockname` names it."""

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from lb.client import MAX_HEAD
 from lb.errors import RequestTimeout, UpstreamClosed
 from lb.settings import ClientSettings
-from tests.support.clients import Client, request
+from tests.support.clients import PATIENCE, Client, request
 from tests.support.serving import Serving
 
 Environ = dict[str, Any]
@@ -498,3 +499,77 @@ def test_methods_are_tokens() -> None:
     with connected() as (_, client):
         assert client.call("PROPFIND", "/").body == b"PROPFIND / "
         assert client.call("get", "/").body == b"get / "
+
+
+@pytest.mark.parametrize(
+    "data", [b"\x16\x03\x01\x02\x00\r\n", b"GET /a b HTTP/1.1\r\n\r\n", b"GET x HTTP/1.1\r\nHost: a\r\n\r\n"]
+)
+def test_what_is_no_head_is_refused(data: bytes) -> None:
+    with connected() as (serving, client):
+        client.send(data)
+        assert client.read_answer().status == 400
+        assert client.at_end()
+        client.close()
+        serving.until(lambda: serving.logged, "the entry of the log")
+        assert serving.logged[0].code == "bad_request"
+
+
+# Heads that come in parts.
+
+
+def test_a_head_may_come_byte_by_byte() -> None:
+    data = request("GET", "/", "X: 1")
+    with connected() as (serving, client):
+        client.get()
+        (held,) = serving.server.clients
+        for _ in range(2):
+            for at, byte in enumerate(data, 1):
+                client.send(bytes([byte]))
+                if at < len(data):  # so that each is read by itself
+                    serving.until(lambda at=at: held.pending == data[:at], "the next byte")  # type: ignore[misc]
+            assert client.read_answer().body == b"GET / "
+
+
+def test_a_head_may_be_cut_anywhere() -> None:
+    data = request("POST", "/", "Content-Length: 2")
+    with connected() as (serving, client):
+        client.get()
+        (held,) = serving.server.clients
+        for at in range(1, len(data)):
+            client.send(data[:at])
+            serving.until(lambda at=at: held.pending == data[:at], "the first part")  # type: ignore[misc]
+            client.send(data[at:] + b"ok")
+            assert client.read_answer().body == b"POST / ok"
+
+
+def test_the_next_head_may_begin_behind_a_request() -> None:
+    with connected() as (_, client):
+        client.send(request("GET", "/1") + b"GET /2 HT")
+        assert client.read_answer().body == b"GET /1 "
+        client.send(b"TP/1.1\r\nHost: a\r\n\r\n")
+        assert client.read_answer().body == b"GET /2 "
+
+
+def test_a_head_that_never_ends_is_refused() -> None:
+    with connected() as (serving, client):
+        client.send(b"GET / HTTP/1.1\r\nX: " + bytes([ord("a")]) * (MAX_HEAD + 1))
+        assert client.read_answer().status == 431
+        assert client.at_end()
+        client.close()
+        serving.until(lambda: serving.logged, "the entry of the log")
+        assert serving.logged[0].code == "header_too_large"
+
+
+def test_a_slow_head_is_dropped() -> None:
+    """Its time starts with its first byte, and does not start again with each that follows."""
+    with connected(header=0.4) as (serving, client):
+        client.get()
+        began = time.monotonic()
+        (held,) = serving.server.clients
+        client.send(b"G")
+        with pytest.raises(ConnectionError):
+            while time.monotonic() - began < PATIENCE:
+                before = len(held.pending)
+                client.send(b"E")
+                serving.until(lambda n=before: len(held.pending) > n or held.conn.closed, "it")  # type: ignore[misc]
+        assert 0.3 < time.monotonic() - began < 5

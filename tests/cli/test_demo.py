@@ -136,7 +136,7 @@ def test_it_ends_at_any_moment_of_its_start(folder: Path, processes: int, number
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("b2", ["lb.demo", "b2"]), ("lb-health", ["lb.health.cli"]), ("balancer", ["gunicorn", "lb.app"])],
+    [("b2", ["lb.demo", "b2"]), ("lb-health", ["lb.health.cli"]), ("balancer", ["lb.app"])],
 )
 def test_a_part_that_dies_ends_the_rest(demo: Demo, name: str, words: list[str]) -> None:
     os.kill(demo.pid_of(*words), signal.SIGKILL)

@@ -3,7 +3,7 @@
 Takes minutes, some GiB of disk, root, and Debian's packages buildah and debootstrap, so nobody runs it by
 chance, and CI not at all:
 
-    LB_TEST_IMAGE=1 pytest tests/deploy/test_image.py
+    pytest -m image tests/deploy/test_image.py
 
 With LB_TEST_IMAGE_WORK=FOLDER all of it is kept there, and the base image is used again.
 """
@@ -28,7 +28,7 @@ from tests.support.need import need_binary
 from tests.support.run import Process, alive, clean_env, descendants, eventually, free_port
 
 pytestmark = [
-    pytest.mark.skipif(os.environ.get("LB_TEST_IMAGE") != "1", reason="takes minutes: set LB_TEST_IMAGE=1"),
+    pytest.mark.image,
     pytest.mark.slow,
     pytest.mark.timeout(1800),
     pytest.mark.xdist_group("image"),

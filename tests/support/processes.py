@@ -94,7 +94,7 @@ class View:
 
     def workers(self, pool: str = "default") -> int:
         """Workers that hold a lease."""
-        return int(self.client.zcard(PoolKeys(pool).workers))  # type: ignore[arg-type]
+        return int(self.client.zcard(PoolKeys(pool).workers))
 
     def states(self, pool: str = "default") -> dict[str, str]:
         """The state of each backend."""
@@ -124,6 +124,8 @@ class Balancer:
         workers: int = 1,
         env: Mapping[str, str] | None = None,
         options: tuple[str, ...] = (),
+        stdout: int | None = None,
+        launch: bool = True,
     ) -> None:
         self.folder = folder
         self.name = name
@@ -161,12 +163,24 @@ class Balancer:
         #: May there be tracebacks in its log? gunicorn's own workers log one when an answer breaks.
         self.tracebacks = False
         self.view_: View | None = None
-        self.process: Process
-        self.launch()
+        self._stdout = stdout
+        self._process: Process | None = None
+        if launch:
+            self.launch()
+
+    @property
+    def process(self) -> Process:
+        """The master."""
+        assert self._process is not None, "it was not launched"
+        return self._process
 
     def launch(self) -> None:
-        """Start it, without waiting."""
-        self.process = Process(self.folder, self.name, *self._command, env=self.env, cwd=ROOT)
+        """Start it, without waiting; again, if it has ended."""
+        if self._process is not None:
+            self._process.wait()
+        self._process = Process(
+            self.folder, self.name, *self._command, env=self.env, cwd=ROOT, stdout=self._stdout
+        )
 
     def start(self) -> Balancer:
         """Wait until each of its workers serves and has joined the fleet."""
@@ -240,16 +254,12 @@ class Balancer:
 
     def end(self) -> None:
         """End it, whatever state it is in, and look what is left."""
-        left = descendants(self.pid)
-        running = self.process.process.poll() is None
+        left = descendants(self.pid) if self._process else set()
+        running = self._process is not None and self._process.process.poll() is None
         try:
             if running:
-                self.process.process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.process.wait()
-            code = self.process.end()
-            if running and not self.ended_badly:
-                assert code == 0, f"exit code {code}:\n{self.process.err}"
+                code = self.process.end()
+                assert code == 0 or self.ended_badly, f"exit code {code}:\n{self.process.err}"
             eventually(lambda: not any(map(alive, left)), "its processes to end", 15)
         finally:
             for pid in left:
@@ -260,7 +270,7 @@ class Balancer:
             self._held.close()
             leftover = [path for path in self.runtime.rglob("*") if path.is_socket()]
             shutil.rmtree(self.runtime)
-        if not self.ended_badly:
+        if self._process is not None and not self.ended_badly:
             assert not leftover, f"left behind: {leftover}"
             assert self.tracebacks or "Traceback" not in self.process.err, self.process.err
 
@@ -272,7 +282,6 @@ class System:
         self.folder = folder
         self._stack = contextlib.ExitStack()
         self._names: dict[str, int] = {}
-        self._processes: list[Process] = []
 
     def _name(self, kind: str) -> str:
         number = self._names[kind] = self._names.get(kind, 0) + 1
@@ -281,7 +290,6 @@ class System:
     def balancer(self, *, wait: bool = True, **how: Any) -> Balancer:
         """Start a balancer; see `Balancer` for how."""
         made = Balancer(self.folder, self._name("balancer"), **how)
-        self._processes.append(made.process)
         self._stack.callback(made.end)
         return made.start() if wait else made
 
@@ -298,7 +306,6 @@ class System:
         made = Process(
             self.folder, self._name(kind), sys.executable, *arguments, env=env or clean_env(), cwd=ROOT
         )
-        self._processes.append(made)
         self._stack.callback(made.end)
         return made
 
@@ -315,11 +322,10 @@ class System:
     def report(self) -> str:
         """What the processes have printed, for a test that failed."""
         parts = []
-        for process in self._processes:
-            for path in (process.out_path, process.err_path):
-                lines = path.read_text(errors="replace").splitlines()[-30:] if path.exists() else []
-                if lines:
-                    parts += [f"--- {path.name}", *lines]
+        for path in sorted(self.folder.iterdir()):
+            if path.suffix in (".out", ".err"):
+                lines = path.read_text(errors="replace").splitlines()[-30:]
+                parts += [f"--- {path.name}", *lines] if lines else []
         return "\n".join(parts)
 
     def close(self) -> None:

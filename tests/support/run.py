@@ -40,15 +40,26 @@ def free_port() -> Iterator[int]:
 
 
 class Process:
-    """A child with its output in files; `end` is what every test does at its end."""
+    """A child with its output in files; `end` is what every test does at its end.
 
-    def __init__(self, folder: Path, name: str, *arguments: str, env: Mapping[str, str], cwd: Path) -> None:
+    `stdout`: where its standard output goes instead, a descriptor.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *arguments: str,
+        env: Mapping[str, str],
+        cwd: Path,
+        stdout: int | None = None,
+    ) -> None:
         self.out_path, self.err_path = folder / f"{name}.out", folder / f"{name}.err"
         with self.out_path.open("wb") as out, self.err_path.open("wb") as err:
             self.process = subprocess.Popen(
                 arguments,
                 stdin=subprocess.DEVNULL,
-                stdout=out,
+                stdout=out if stdout is None else stdout,
                 stderr=err,
                 env=dict(env),
                 cwd=cwd,
