@@ -13,6 +13,7 @@ import os
 import select
 import stat
 import sys
+import threading
 from time import monotonic, sleep
 from typing import Any
 
@@ -61,6 +62,8 @@ class AccessLog:
         self._failing = False
         self._encoder = msgspec.json.Encoder()
         self._fd = -1
+        # Under threads the last flush, at the end of the process, waits for one that is under way.
+        self._writing = threading.Lock()
         #: Bytes in one write at most; 0: any number.
         self._at_once = 0
         #: Takes an entry; a bound method of a list, so that a request pays for no frame.
@@ -86,6 +89,10 @@ class AccessLog:
 
     def flush(self) -> None:
         """Write what has gathered. Never raises for the destination's faults."""
+        with self._writing:
+            self._flush()
+
+    def _flush(self) -> None:
         if not self._pending and not self._rest:
             return
         # The list stays the same object: `add` is bound to it. Other threads may add to it meanwhile.

@@ -115,6 +115,7 @@ class Client:
         #: Who serves it while it is not idle.
         self.greenlet: Any = None
         conn.idle = self._on_readable
+        conn.expired = self.close
         conn.noticed = self._on_early
         conn.deadline = self.idle_since + host.header_timeout
 

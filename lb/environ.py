@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from lb.errors import BadRequest
-from lb.proxy.http1 import CODING, EXPECT, HOST, LENGTH, NAMES
+from lb.proxy.http1 import CODING, CONNECTION, EXPECT, HOST, LENGTH, NAMES, tokens
 from lb.wsgi import origin_form
 
 KEYS = (
@@ -31,6 +31,10 @@ KEYS = (
 """The keys that each request sets; None until then."""
 
 
+# The parser would skip an empty first line, and take a bare LF for one.
+_LINE_END = b"\r\n"
+
+
 def fill(environ: dict[str, Any], head: Any, data: bytes) -> bool:
     """Fill `environ` from `head`, parsed from the beginning of `data`. Returns whether it announces a body.
 
@@ -38,12 +42,13 @@ def fill(environ: dict[str, Any], head: Any, data: bytes) -> bool:
     """
     consumed = head.consumed
     # Each line has its CRLF: the request line, the fields, the empty one. The parser would take a bare LF.
-    if data.count(b"\r\n", 0, consumed) != head.header_count + 2:
+    if data.count(b"\r\n", 0, consumed) != head.header_count + 2 or data[0] in _LINE_END:
         raise BadRequest("a line of the head does not end in CRLF")
     method = environ["REQUEST_METHOD"] = head.method.decode("latin-1")
     fields = environ["lb.fields"] = head.headers
     minor = head.minor_version
     hosts, framed, dropped, clean = 0, False, False, minor == 1
+    listed: list[bytes] = []
     for name, value in fields:
         known = NAMES[name]
         key = known.environ
@@ -61,6 +66,8 @@ def fill(environ: dict[str, Any], head: Any, data: bytes) -> bool:
                 clean = False
                 if kind == EXPECT:
                     environ["lb.expect"] = value
+                elif kind == CONNECTION:
+                    listed += tokens(value)
         elif not name:
             raise BadRequest("line folding in the head")
         elif b"_" in name:
@@ -78,11 +85,11 @@ def fill(environ: dict[str, Any], head: Any, data: bytes) -> bool:
     environ["lb.head"] = data[: consumed - 2] if clean else None
     environ["lb.target"] = environ["RAW_URI"] = target
     path, _, environ["QUERY_STRING"] = target.partition("?")
-    environ["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1") if "%" in path else path
+    environ["PATH_INFO"] = unquote_to_bytes(path.encode("latin-1")).decode("latin-1") if "%" in path else path
     if minor == 0:
         environ["SERVER_PROTOCOL"] = "HTTP/1.0"
     # RFC 9112, section 9.3: HTTP/1.1 stays open unless told otherwise, HTTP/1.0 the other way round.
-    environ["lb.keep"] = head.connection_close != 1 and (minor == 1 or head.connection_close == 0)
+    environ["lb.keep"] = b"close" not in listed and (minor == 1 or b"keep-alive" in listed)
     return framed
 
 
@@ -94,7 +101,8 @@ def _drop_ambiguous(environ: dict[str, Any], fields: Iterable[tuple[bytes, bytes
     for name, value in kept:
         key = NAMES[name].environ
         text = value.decode("latin-1")
-        environ[key] = f"{environ[key]}, {text}" if key in environ else text
+        glue = "; " if key == "HTTP_COOKIE" else ", "
+        environ[key] = f"{environ[key]}{glue}{text}" if key in environ else text
 
 
 def _absolute(environ: dict[str, Any], method: str, target: str) -> str:

@@ -40,6 +40,36 @@ def fields_in(environ: dict[str, Any]) -> dict[str, str]:
     }
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\r\nGET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n",
+        b"\r\nGET / HTTP/1.1\nHost: a\r\nX: b\r\n\r\n",
+        b"\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    ],
+)
+def test_an_empty_line_before_it_hides_no_bare_lf(data: bytes) -> None:
+    with pytest.raises(BadRequest, match="CRLF"):
+        environ_of(data)
+
+
+def test_close_counts_in_whichever_field_it_stands() -> None:
+    assert environ_of(request("GET", "/", "Connection: close", "Connection: keep-alive"))["lb.keep"] is False
+
+
+def test_closed_is_not_close() -> None:
+    assert environ_of(request("GET", "/", "Connection: closed"))["lb.keep"] is True
+
+
+def test_cookies_are_joined_with_semicolons_beside_an_underscore() -> None:
+    fields = ("Cookie: a=1", "X_Y: z", "Cookie: b=2")
+    assert environ_of(request("GET", "/", *fields))["HTTP_COOKIE"] == "a=1; b=2"
+
+
+def test_bytes_beyond_ascii_stay_bytes_beside_an_escape() -> None:
+    assert environ_of(request("GET", "/\xe9%41"))["PATH_INFO"] == "/\xe9A"
+
+
 def test_a_plain_head() -> None:
     data = request("GET", "/a%20b/%C3%A9?x=%41&y", "Accept: a/b", "content-type: c/d", host="h:1")
     environ, framed = read(data + b"what follows")
@@ -188,6 +218,12 @@ def test_an_absolute_target_says_the_host(target: str, host: str, path: str, que
     assert environ["lb.target"].startswith("/")
     assert environ["lb.fields"] == ((b"Host", host.encode()), (b"X", b"1"))
     assert environ["lb.head"] is None
+
+
+def test_an_absolute_target_says_it_also_in_http_1_0() -> None:
+    environ = environ_of(request("GET", "http://x.example/p", host="", version="1.0"))
+    assert environ["HTTP_HOST"] == "x.example"
+    assert environ["lb.fields"] == ((b"Host", b"x.example"),)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("hatchling", reason="hatchling builds the package; the extra dev brings it")
-
 ROOT = Path(__file__).parents[1]
 
 

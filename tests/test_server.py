@@ -284,3 +284,15 @@ def test_a_drain_ends_in_time(caplog: pytest.LogCaptureFixture) -> None:
         assert [record.getMessage() for record in caplog.records] == ["1 connections cut after 0.3 s"]
         serving.call(app.let_go)
         assert client.read_answer().status == 200
+
+
+@pytest.mark.parametrize("settings", [{"keepalive": 0.2}, {"header": 0.2}])
+def test_a_connection_that_timed_out_leaves_its_place(settings: dict[str, float]) -> None:
+    limits = ClientSettings(connections=1, **settings)  # type: ignore[arg-type]
+    with Serving(plain, limits) as serving:
+        with Client(serving.port) as client:
+            if "keepalive" in settings:
+                client.get()
+            assert client.at_end()
+        with Client(serving.port) as other:
+            assert other.get().status == 200

@@ -115,6 +115,7 @@ class Conn:
         "_read_io",
         "_write_io",
         "deadline",
+        "expired",
         "idle",
         "noticed",
         "reactor",
@@ -131,6 +132,8 @@ class Conn:
         self.writer: greenlet | None = None
         #: Called in the hub when there is something to read and nobody waits for it.
         self.idle = idle
+        #: Called in the hub when the deadline of an idle connection has passed; None: `close`.
+        self.expired: Callable[[], None] | None = None
         #: Called in the hub when something came, or the end, while `idle` is not set and nobody reads.
         self.noticed: Callable[[], object] | None = None
         self.deadline = NEVER
@@ -186,7 +189,7 @@ class Conn:
         """
         self.deadline = NEVER
         if not self.interrupt(TimeoutError("timed out")) and self.idle is not None:
-            self.close()
+            (self.expired or self.close)()
 
     def interrupt(self, exc: Exception) -> bool:
         """Raise `exc` in the greenlet that waits, if one does. To be called in the hub."""

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -14,7 +13,6 @@ import pytest
 from tests.e2e.conftest import Site
 from tests.support.backends import (
     Peer,
-    Request,
     Script,
     answer_of,
     chunked,
@@ -28,8 +26,7 @@ from tests.support.backends import (
     serve,
     stall,
 )
-from tests.support.clients import Answer, Client, request
-from tests.support.run import eventually
+from tests.support.clients import Answer, request
 
 pytestmark = pytest.mark.xdist_group("site")
 
@@ -43,7 +40,14 @@ def site(any_site: Site) -> Iterator[Site]:
     any_site.check()
 
 
-def call(site: Site, method: str = "GET", target: str = "/", body: bytes | None = None, *fields: str, host: str = "t.example") -> Answer:
+def call(
+    site: Site,
+    method: str = "GET",
+    target: str = "/",
+    body: bytes | None = None,
+    *fields: str,
+    host: str = "t.example",
+) -> Answer:
     """One request on a connection of its own."""
     more = () if body is None else (f"Content-Length: {len(body)}",)
     with site.client() as client:
@@ -81,7 +85,17 @@ def test_statuses_go_through(site: Site, status: int) -> None:
 
 @pytest.mark.parametrize(
     "target",
-    ["/", "/a/../b/./c", "//double//", "/%2f%2F%00%zz", "/a;b=c?d=e&f=%20+", "/?", "/?a?b", "/%C3%BC", "/a=b,c'(d)*!~$@:"],
+    [
+        "/",
+        "/a/../b/./c",
+        "//double//",
+        "/%2f%2F%00%zz",
+        "/a;b=c?d=e&f=%20+",
+        "/?",
+        "/?a?b",
+        "/%C3%BC",
+        "/a=b,c'(d)*!~$@:",
+    ],
 )
 def test_the_target_goes_on_byte_for_byte(site: Site, target: str) -> None:
     assert call(site, target=target).status == 200
@@ -122,7 +136,9 @@ def test_a_large_download(site: Site, framing: str) -> None:
 
 def test_an_answer_arrives_as_it_is_written(site: Site) -> None:
     """Its first byte is passed on while the backend still thinks about the rest."""
-    site.serve(in_steps(head_of(200, "Transfer-Encoding: chunked"), b"3\r\none\r\n", b"3\r\ntwo\r\n", b"0\r\n\r\n"))
+    site.serve(
+        in_steps(head_of(200, "Transfer-Encoding: chunked"), b"3\r\none\r\n", b"3\r\ntwo\r\n", b"0\r\n\r\n")
+    )
     with site.client() as client:
         client.send(request("GET", "/"))
         site.one.may_go_on.release()
@@ -230,7 +246,13 @@ def test_an_answer_without_length_is_chunked(site: Site) -> None:
 
 
 def test_fields_for_one_hop_end_here(site: Site) -> None:
-    gone = ("Connection: X-Gone, close", "X-Gone: 1", "Keep-Alive: 5", "TE: trailers", "Proxy-Connection: close")
+    gone = (
+        "Connection: X-Gone, close",
+        "X-Gone: 1",
+        "Keep-Alive: 5",
+        "TE: trailers",
+        "Proxy-Connection: close",
+    )
     fields = (*gone, "Upgrade: h2c", "Trailer: X", "X-Stays: 1")
     site.serve(once(ok(b"", "X-Back: 1", *gone, "Trailer: X", "Upgrade: h2c")))
     answer = call(site, "GET", "/", None, *fields)
@@ -245,7 +267,12 @@ def test_fields_for_one_hop_end_here(site: Site) -> None:
 
 
 def test_the_client_cannot_say_who_he_is(site: Site) -> None:
-    forged = ("X-Forwarded-For: 6.6.6.6", "X-Forwarded-Proto: https", "X-Forwarded-Host: evil", "X-Forwarded-Port: 1")
+    forged = (
+        "X-Forwarded-For: 6.6.6.6",
+        "X-Forwarded-Proto: https",
+        "X-Forwarded-Host: evil",
+        "X-Forwarded-Port: 1",
+    )
     call(site, "GET", "/", None, *forged, "X-Real-IP: 6.6.6.6", "X-Request-Id: forged")
     seen = site.one.requests[0]
     assert seen.values("X-Forwarded-For") == ["127.0.0.1"]
@@ -333,7 +360,10 @@ def test_errors(site: Site, host: str, status: int, code: str) -> None:
 def test_bad_backends(site: Site, script: Script, status: int, code: str) -> None:
     site.brisk.script = script
     with site.client() as client:
-        client.send(request("POST", "/", "Content-Length: 4", "Accept: application/json", host="brisk.example") + b"body")
+        client.send(
+            request("POST", "/", "Content-Length: 4", "Accept: application/json", host="brisk.example")
+            + b"body"
+        )
         answer = client.read_answer()
         assert (answer.status, problem(answer)["code"]) == (status, code)
         assert client.get("/").status == 200  # the client's connection is as good as before
@@ -342,7 +372,9 @@ def test_bad_backends(site: Site, script: Script, status: int, code: str) -> Non
 
 def test_control_is_not_reached_through_the_data_port(site: Site) -> None:
     """The listener decides, never a path or a field."""
-    answer = call(site, "GET", "/readyz", None, "X-Forwarded-Port: 8001", host=f"127.0.0.1:{site.balancer.control}")
+    answer = call(
+        site, "GET", "/readyz", None, "X-Forwarded-Port: 8001", host=f"127.0.0.1:{site.balancer.control}"
+    )
     assert answer.status == 404
     answer = call(site, "GET", "/healthz")
     assert answer.body == b"ok"
@@ -386,10 +418,20 @@ def test_a_post_goes_on_when_its_backend_refused(site: Site, framing: str) -> No
     for _ in range(4):
         with site.client() as client:
             if framing == "chunked":
-                client.send(request("POST", "/", "Transfer-Encoding: chunked", host="mixed.example") + chunked(b"body"))
+                client.send(
+                    request("POST", "/", "Transfer-Encoding: chunked", host="mixed.example")
+                    + chunked(b"body")
+                )
                 answer = client.read_answer()
             else:
-                client.send(request("POST", "/", *(["Content-Length: 4"] if framing == "length" else []), host="mixed.example"))
+                client.send(
+                    request(
+                        "POST",
+                        "/",
+                        *(["Content-Length: 4"] if framing == "length" else []),
+                        host="mixed.example",
+                    )
+                )
                 client.send(b"body" if framing == "length" else b"")
                 answer = client.read_answer()
         assert answer.status == 200
@@ -486,5 +528,3 @@ def test_two_backends_take_turns(site: Site) -> None:
     for number in range(20):
         assert call(site, target=f"/{number}", host="two.example").status == 200
     assert [len(site.first.requests), len(site.second.requests)] == [10, 10]
-
-

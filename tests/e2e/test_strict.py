@@ -95,7 +95,15 @@ FRAMING = {
 @pytest.mark.parametrize("name", FRAMING)
 def test_framing(site: Site, name: str) -> None:
     fields, status = FRAMING[name]
-    data = b"POST / HTTP/1.1\r\n" + HOST + fields + b"\r\n" + b"0\r\n\r\nGET /smuggled HTTP/1.1\r\n" + HOST + b"\r\n"
+    data = (
+        b"POST / HTTP/1.1\r\n"
+        + HOST
+        + fields
+        + b"\r\n"
+        + b"0\r\n\r\nGET /smuggled HTTP/1.1\r\n"
+        + HOST
+        + b"\r\n"
+    )
     assert refused(site, data).status == status
 
 
@@ -144,7 +152,13 @@ def test_a_refusal_is_logged(site: Site) -> None:
     assert (found[0]["status"], found[0]["code"]) == (400, "bad_request")
 
 
-BAD_CHUNKS = [b"5\nhello\r\n0\r\n\r\n", b"x\r\n", b"-1\r\n", b"5\r\nhello0\r\n\r\n", b"5;\0\r\nhello\r\n0\r\n\r\n"]
+BAD_CHUNKS = [
+    b"5\nhello\r\n0\r\n\r\n",
+    b"x\r\n",
+    b"-1\r\n",
+    b"5\r\nhello0\r\n\r\n",
+    b"5;\0\r\nhello\r\n0\r\n\r\n",
+]
 
 
 @pytest.mark.parametrize("when", ["at once", "later"])
@@ -186,7 +200,11 @@ def test_an_absolute_target(site: Site, target: str) -> None:
         client.send(request("GET", target, host="evil.example"))
         assert client.read_answer().status == 200
     seen = site.one.requests[0]
-    assert (seen.target, seen.values("Host"), seen.values("X-Forwarded-Host")) == ("/path?q", ["t.example"], ["t.example"])
+    assert (seen.target, seen.values("Host"), seen.values("X-Forwarded-Host")) == (
+        "/path?q",
+        ["t.example"],
+        ["t.example"],
+    )
 
 
 def test_an_absolute_target_without_path(site: Site) -> None:

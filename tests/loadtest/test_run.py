@@ -9,10 +9,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-pytest.importorskip(
-    "psutil", reason="the load test's children are watched with psutil; the extra dev brings it"
-)
-
 from loadtest.run import Result, counted, differences, kinds_table, shares_table
 
 

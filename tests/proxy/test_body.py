@@ -229,7 +229,11 @@ def test_a_chunked_body_that_is_complete_gets_its_end_also_when_the_answer_is_th
 # As a file: what WSGI asks for.
 
 
-@given(st.binary(max_size=200).map(lambda d: d.replace(b"a", b"\n")), st.lists(st.integers(1, 50), max_size=9), st.data())
+@given(
+    st.binary(max_size=200).map(lambda d: d.replace(b"a", b"\n")),
+    st.lists(st.integers(1, 50), max_size=9),
+    st.data(),
+)
 def test_reads_like_a_file(content: bytes, cuts: list[int], data: st.DataObject) -> None:
     pieces, at = [], 0
     for size in cuts:

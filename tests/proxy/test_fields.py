@@ -22,7 +22,14 @@ def head(lines: bytes, method: str = "GET") -> ResponseHead:
 
 
 def test_a_request_keeps_spelling_order_and_repetitions() -> None:
-    fields = [(b"hOST", b"h"), (b"X-a", b"1"), (b"x-A", b"2"), (b"Cookie", b"a"), (b"Cookie", b"b"), (b"E", b"")]
+    fields = [
+        (b"hOST", b"h"),
+        (b"X-a", b"1"),
+        (b"x-A", b"2"),
+        (b"Cookie", b"a"),
+        (b"Cookie", b"b"),
+        (b"E", b""),
+    ]
     assert request_head(b"GET", b"/%2F?x=\xff", fields, b"d") == (
         b"GET /%2F?x=\xff HTTP/1.1\r\nhOST: h\r\nX-a: 1\r\nx-A: 2\r\nCookie: a\r\nCookie: b\r\nE: \r\n"
     )
@@ -101,7 +108,11 @@ def test_an_answer_with_nothing_to_take_out_keeps_its_bytes() -> None:
     ],
 )
 def test_an_answer_loses_what_is_for_this_hop(extra: bytes) -> None:
-    for before, after in ((b"A: 1\n" + extra, b"\nB: 2"), (extra, b"\nA: 1\nB: 2"), (b"A: 1\nB: 2\n" + extra, b"")):
+    for before, after in (
+        (b"A: 1\n" + extra, b"\nB: 2"),
+        (extra, b"\nA: 1\nB: 2"),
+        (b"A: 1\nB: 2\n" + extra, b""),
+    ):
         found = head(b"HTTP/1.1 200 OK\n" + before + after + b"\nContent-Length: 2")
         assert found.lines.split(b"\r\n") == [b"A: 1", b"B: 2", b"Content-Length: 2", b""]
         assert found.length == 2

@@ -100,7 +100,9 @@ class Proxy:
         self.entry = Entry(time.time(), "id", "1.2.3.4", method, "h", target)
         return in_greenlet(lambda: self.forwarder.forward(self.entry, head, body, time.perf_counter()))
 
-    def call(self, method: str = "GET", body: BodyReader | None = None, target: str = "/x") -> tuple[int, bytes]:
+    def call(
+        self, method: str = "GET", body: BodyReader | None = None, target: str = "/x"
+    ) -> tuple[int, bytes]:
         """The answer, read and settled as the application does it."""
         answer = self.forward(method, body, target)
         whole = answer.whole()
@@ -109,7 +111,9 @@ class Proxy:
         answer.close()
         return answer.status, whole
 
-    def fails(self, error: type[ProxyError], method: str = "GET", body: BodyReader | None = None) -> ProxyError:
+    def fails(
+        self, error: type[ProxyError], method: str = "GET", body: BodyReader | None = None
+    ) -> ProxyError:
         with pytest.raises(error) as caught:
             self.forward(method, body)
         return caught.value
@@ -132,7 +136,9 @@ class Make:
         self._reactor, self._folder = reactor, folder
         self._made: list[Proxy] = []
 
-    def __call__(self, *backends: Backend | str, attempts: int = 3, response: float = 5.0, **retry: Any) -> Proxy:
+    def __call__(
+        self, *backends: Backend | str, attempts: int = 3, response: float = 5.0, **retry: Any
+    ) -> Proxy:
         urls = [one if isinstance(one, str) else one.url for one in backends]
         config = PoolConfig(
             retry=RetrySettings(attempts=attempts, **retry),
@@ -190,8 +196,8 @@ def test_the_log_tells_what_happened(make: Make) -> None:
         assert entry.pop("time") > 1e9
         assert 0 < entry.pop("upstream") <= entry.pop("duration") < 5
         assert entry == {
-            **{"id": "id", "client": "1.2.3.4", "method": "GET", "host": "h", "target": "/a?b"},
-            **{"status": 200, "bytes": 5, "pool": "p", "backend": backend.url},
+            "id": "id", "client": "1.2.3.4", "method": "GET", "host": "h", "target": "/a?b",
+            "status": 200, "bytes": 5, "pool": "p", "backend": backend.url,
         }
 
 
@@ -255,7 +261,9 @@ def test_what_is_idempotent_goes_to_another_backend(make: Make, method: str, fau
 def test_what_is_not_is_never_sent_twice(make: Make, method: str, fault: str) -> None:
     with several(BROKEN[fault], serve()) as (bad, good):
         proxy = make(bad, good)
-        proxy.fails(BadResponse if fault == "garbage" else UpstreamClosed, method, proxy.client_body(4, b"body"))
+        proxy.fails(
+            BadResponse if fault == "garbage" else UpstreamClosed, method, proxy.client_body(4, b"body")
+        )
         assert [len(bad.requests), len(good.requests)] == [1, 0]
 
 
@@ -285,7 +293,11 @@ def test_an_upload_that_was_begun_is_not_sent_again(make: Make, how: str) -> Non
     """It is gone: only small ones of known length are kept."""
     with several(reset_unanswered, serve()) as (bad, good):
         proxy = make(bad, good, max_body=3)
-        body = proxy.client_body(4, b"body") if how == "too large" else proxy.client_body(CHUNKED, b"4\r\nbody\r\n0\r\n\r\n")
+        body = (
+            proxy.client_body(4, b"body")
+            if how == "too large"
+            else proxy.client_body(CHUNKED, b"4\r\nbody\r\n0\r\n\r\n")
+        )
         proxy.fails(UpstreamClosed, "PUT", body)
         assert good.requests == []
 
@@ -324,7 +336,9 @@ def test_no_backend_at_all(make: Make) -> None:
         (stall, ResponseTimeout, 504),
     ],
 )
-def test_the_last_fault_is_the_answer(make: Make, fault: Script, error: type[ProxyError], status: int) -> None:
+def test_the_last_fault_is_the_answer(
+    make: Make, fault: Script, error: type[ProxyError], status: int
+) -> None:
     with several(fault, fault) as backends:
         proxy = make(*backends, response=0.1)
         assert proxy.fails(error).status == status
@@ -487,7 +501,11 @@ def test_tls(make: Make, trusted: Path) -> None:
 def test_tls_with_a_body(make: Make, trusted: Path, kind: str) -> None:
     with TlsBackend(serve()).with_certificate(trusted) as backend:
         proxy = make(backend)
-        body = proxy.client_body(4, b"body") if kind == "length" else proxy.client_body(CHUNKED, b"4\r\nbody\r\n0\r\n\r\n")
+        body = (
+            proxy.client_body(4, b"body")
+            if kind == "length"
+            else proxy.client_body(CHUNKED, b"4\r\nbody\r\n0\r\n\r\n")
+        )
         assert proxy.call("POST", body) == (200, b"ok")
         assert backend.requests[0].body == b"body"
 

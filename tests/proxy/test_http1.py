@@ -184,7 +184,9 @@ def test_http_1_0_knows_no_transfer_coding() -> None:
         request_body([(b"Transfer-Encoding", b"chunked")], 0)
 
 
-@pytest.mark.parametrize("coding", [b"gzip", b"gzip, chunked", b"chunked, chunked", b"identity", b"chunked;x", b"xchunked"])
+@pytest.mark.parametrize(
+    "coding", [b"gzip", b"gzip, chunked", b"chunked, chunked", b"identity", b"chunked;x", b"xchunked"]
+)
 def test_other_transfer_codings_are_unsupported(coding: bytes) -> None:
     with pytest.raises(UnsupportedTransferCoding):
         request_body([(b"Transfer-Encoding", coding)], 1)

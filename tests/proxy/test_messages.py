@@ -20,7 +20,9 @@ def request() -> ProxyRequest:
 def response(head: bytes, whole: bytes | None) -> ProxyResponse:
     parsed = parse_response(head)
     meaning = ResponseHead("GET", parsed["status"], 1, parsed["headers"], head)
-    return ProxyResponse(parsed["status"], parsed["message"].decode(), meaning, parsed["headers"], request(), whole)
+    return ProxyResponse(
+        parsed["status"], parsed["message"].decode(), meaning, parsed["headers"], request(), whole
+    )
 
 
 def test_a_request_tells_what_is_sent() -> None:
@@ -35,7 +37,10 @@ def test_a_request_tells_what_is_sent() -> None:
 
 @pytest.mark.parametrize("status", [200, 404])
 def test_a_response_tells_what_came(status: int) -> None:
-    head = b"HTTP/1.1 %d Words\r\nContent-Type: application/json\r\nA: 1\r\na: 2\r\nContent-Length: 8\r\n\r\n" % status
+    head = (
+        b"HTTP/1.1 %d Words\r\nContent-Type: application/json\r\nA: 1\r\na: 2\r\nContent-Length: 8\r\n\r\n"
+        % status
+    )
     made = response(head, b'{"a": 1}')
     assert isinstance(made, requests.Response)
     assert (made.status_code, made.reason, made.ok) == (status, "Words", status == 200)

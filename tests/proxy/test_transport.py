@@ -68,17 +68,23 @@ class Way:
             self.upstreams[url] = Upstream(url, self.reactor)
         return self.upstreams[url]
 
-    def send(self, url: str, method: str = "GET", body: Body = None, *fields: str, timeout: float = 5.0) -> ProxyResponse:
+    def send(
+        self, url: str, method: str = "GET", body: Body = None, *fields: str, timeout: float = 5.0
+    ) -> ProxyResponse:
         """Send, and return the answer with its body still to be read."""
         if isinstance(body, BodyReader) and body.length == CHUNKED:
             fields += ("Transfer-Encoding: chunked",)
         elif body is not None:
             fields += (f"Content-Length: {len(body) if isinstance(body, bytes) else body.length}",)
-        head = ("\r\n".join([f"{method} /path?q=1 HTTP/1.1", "Host: h", *fields]) + "\r\n\r\n").encode("latin-1")
+        head = ("\r\n".join([f"{method} /path?q=1 HTTP/1.1", "Host: h", *fields]) + "\r\n\r\n").encode(
+            "latin-1"
+        )
         request = ProxyRequest(method, self.upstream(url), "/path?q=1", head, body)
         return in_greenlet(lambda: self.transport.send(request, stream=True, timeout=(0.5, timeout)))
 
-    def get(self, url: str, method: str = "GET", body: Body = None, *fields: str, timeout: float = 5.0) -> tuple[int, bytes]:
+    def get(
+        self, url: str, method: str = "GET", body: Body = None, *fields: str, timeout: float = 5.0
+    ) -> tuple[int, bytes]:
         """Send, read the whole answer, give back its connection."""
         response = self.send(url, method, body, *fields, timeout=timeout)
         try:
@@ -444,6 +450,7 @@ def test_an_early_answer_ends_the_upload(way: Way) -> None:
     with Backend(refuse) as backend:
         body = way.client_body(10_000_000, b"x" * 1000)
         _, theirs = way.clients[-1]
+
         def trickle() -> None:
             with contextlib.suppress(OSError):
                 while True:
@@ -473,6 +480,7 @@ def test_an_early_answer_arrives_though_the_backend_hangs_up(way: Way) -> None:
     with Backend(refuse) as backend:
         body = way.client_body(100_000_000)
         _, theirs = way.clients[-1]
+
         def feed() -> None:
             with contextlib.suppress(OSError):
                 while True:
@@ -509,7 +517,9 @@ def test_an_early_answer_does_not_wait_for_a_client_that_pauses(reactor: Reactor
             assert backend.closed.acquire(timeout=5)
 
 
-@pytest.mark.parametrize("interim", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 102 Processing\r\n\r\n" * 3])
+@pytest.mark.parametrize(
+    "interim", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 102 Processing\r\n\r\n" * 3]
+)
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 def test_an_interim_answer_does_not_end_the_upload(way: Way, interim: bytes, framing: str) -> None:
     """A backend may say so as soon as it has read the head, and then waits for the rest."""
@@ -525,6 +535,7 @@ def test_an_interim_answer_does_not_end_the_upload(way: Way, interim: bytes, fra
     with Backend(script) as backend:
         body = way.client_body(1008 if framing == "length" else CHUNKED)
         _, theirs = way.clients[-1]
+
         def feed() -> None:
             pieces = [b"x" * 1000, b"half", b"last"]
             for number, piece in enumerate(pieces):
@@ -581,7 +592,12 @@ def test_a_backend_that_stops_reading(way: Way) -> None:
 
 def test_nothing_is_left_open_after_faults(reactor: Reactor) -> None:
     with Way(reactor) as way, Backend(then_watch(BAD["bad chunk at once"])) as backend:
-        for script in (then_watch(BAD["bad chunk at once"]), reset_unanswered, once(b"garbage\r\n\r\n"), stall):
+        for script in (
+            then_watch(BAD["bad chunk at once"]),
+            reset_unanswered,
+            once(b"garbage\r\n\r\n"),
+            stall,
+        ):
             backend.script = script
             with pytest.raises(ProxyError):
                 way.get(backend.url, timeout=0.1)
@@ -601,7 +617,12 @@ def session(way: Way) -> Iterator[requests.Session]:
 
 
 def answer_in_words(request: Any) -> bytes:
-    seen = {"method": request.method, "target": request.target, "body": request.body.decode(), "lines": request.lines}
+    seen = {
+        "method": request.method,
+        "target": request.target,
+        "body": request.body.decode(),
+        "lines": request.lines,
+    }
     return ok(json.dumps(seen).encode(), "Content-Type: application/json")
 
 
@@ -611,7 +632,9 @@ def call(session: requests.Session, method: str, url: str, **more: Any) -> reque
 
 def test_session_get(session: requests.Session) -> None:
     with Backend(serve(answer_in_words)) as backend:
-        seen = call(session, "GET", backend.url + "/a%20b/ü", params={"q": "1 2"}, headers={"X-A": "1"}).json()
+        seen = call(
+            session, "GET", backend.url + "/a%20b/ü", params={"q": "1 2"}, headers={"X-A": "1"}
+        ).json()
         assert seen["target"] == "/a%20b/%C3%BC?q=1+2"
         assert "X-A: 1" in seen["lines"]
         assert f"Host: 127.0.0.1:{backend.port}" in seen["lines"]
@@ -648,7 +671,11 @@ def test_session_post_a_file(session: requests.Session, tmp_path: Path) -> None:
 
 def test_session_follows_redirects(session: requests.Session) -> None:
     def script(request: Any) -> bytes:
-        return ok(b"there") if request.target == "/there" else head_of(302, "Location: /there", "Content-Length: 0")
+        return (
+            ok(b"there")
+            if request.target == "/there"
+            else head_of(302, "Location: /there", "Content-Length: 0")
+        )
 
     with Backend(serve(script)) as backend:
         response = call(session, "GET", backend.url + "/here")
@@ -674,7 +701,9 @@ def test_session_gives_back_connections_by_itself(session: requests.Session, way
 
 
 def test_session_answers_have_all_that_answers_have(session: requests.Session) -> None:
-    with Backend(serve(ok(b"hello", "Content-Type: text/plain; charset=utf-8", "Set-Cookie: a=b"))) as backend:
+    with Backend(
+        serve(ok(b"hello", "Content-Type: text/plain; charset=utf-8", "Set-Cookie: a=b"))
+    ) as backend:
         response = call(session, "GET", backend.url)
         assert response.ok
         assert response.text == "hello"
@@ -709,7 +738,10 @@ def test_session_timeouts(session: requests.Session) -> None:
 
 def test_many_at_once(reactor: Reactor) -> None:
     """Greenlets share one transport; each gets its own answer."""
-    with Way(reactor) as way, Backend(serve(lambda request: ok(request.values("X-N")[0].encode()))) as backend:
+    with (
+        Way(reactor) as way,
+        Backend(serve(lambda request: ok(request.values("X-N")[0].encode()))) as backend,
+    ):
         upstream = way.upstream(backend.url)
 
         def one(n: int) -> bytes:

@@ -211,7 +211,10 @@ def test_a_name_is_looked_up_again_after_a_failure(own_reactor: Reactor | None) 
     with Backend(hold) as backend, refusing() as url:
         upstream = Upstream(f"http://localhost:{backend.port}", own_reactor)
         refused = int(url.rpartition(":")[2])
-        upstream._addresses, upstream._resolved_at = [(socket.AF_INET, ("127.0.0.1", refused))], time.monotonic()
+        upstream._addresses, upstream._resolved_at = (
+            [(socket.AF_INET, ("127.0.0.1", refused))],
+            time.monotonic(),
+        )
         with pytest.raises(ConnectFailed):
             in_greenlet(lambda: upstream.connect(5))
         in_greenlet(lambda: upstream.connect(5)).close()
@@ -251,7 +254,9 @@ def test_ipv6(own_reactor: Reactor | None) -> None:
     except OSError:
         pytest.skip("no IPv6 here")
     with listener:
-        conn = in_greenlet(lambda: Upstream(f"http://[::1]:{listener.getsockname()[1]}", own_reactor).connect(5))
+        conn = in_greenlet(
+            lambda: Upstream(f"http://[::1]:{listener.getsockname()[1]}", own_reactor).connect(5)
+        )
         conn.close()
 
 

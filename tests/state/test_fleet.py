@@ -16,7 +16,6 @@ from typing import Any
 
 import msgspec
 import pytest
-import redis
 
 from lb.model import PoolSettings
 from lb.settings import BackendSpec, PoolConfig

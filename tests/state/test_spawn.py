@@ -37,7 +37,8 @@ def test_it_runs_apart_with_its_output_in_the_log(tmp_path: Path) -> None:
 def test_it_ignores_no_signal_and_blocks_none(tmp_path: Path) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     try:
-        pid = shell("grep -E 'Sig(Blk|Ign)' /proc/$$/status", tmp_path / "log")
+        # The shell's own mask is no measure: it blocks signals while it starts a command.
+        pid = shell("exec grep -E 'Sig(Blk|Ign)' /proc/self/status", tmp_path / "log")
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
     assert ended(pid, 30)

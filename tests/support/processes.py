@@ -55,7 +55,11 @@ class Store:
         """Start it, empty, and wait until it answers."""
         with (self._folder / "store.log").open("ab") as log:
             self.process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | {"LC_ALL": "C"}
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"LC_ALL": "C"},
             )
         eventually(self._answers, "the store to answer")
 
