@@ -288,7 +288,7 @@ def test_a_drain_ends_in_time(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("settings", [{"keepalive": 0.2}, {"header": 0.2}])
 def test_a_connection_that_timed_out_leaves_its_place(settings: dict[str, float]) -> None:
-    limits = ClientSettings(connections=1, **settings)  # type: ignore[arg-type]
+    limits = ClientSettings(connections=1, **settings)
     with Serving(plain, limits) as serving:
         with Client(serving.port) as client:
             if "keepalive" in settings:

@@ -13,8 +13,6 @@ from tests.support.clients import Load, get
 from tests.support.processes import Balancer, PlainBackend, System
 from tests.support.run import eventually
 
-pytestmark = pytest.mark.xdist_group("exactness")
-
 
 def counted(backends: list[PlainBackend]) -> list[int]:
     """Requests that each backend says it has served."""

@@ -12,8 +12,6 @@ from tests.support.backends import Backend, ok, serve
 from tests.support.clients import Client, Load, request
 from tests.support.processes import System
 
-pytestmark = pytest.mark.xdist_group("idle")
-
 CONNECTIONS = 2000
 MOST_KIB = 16.0
 

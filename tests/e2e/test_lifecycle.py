@@ -1,4 +1,4 @@
-"""Starting, stopping, reloading, dying: no request is lost, nothing is left behind, and faults are said in a line."""
+"""Starting, stopping, reloading, dying: no request is lost, nothing is left, faults are said in a line."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from tests.support.backends import Backend, head_of, in_steps, ok, serve, stall
 from tests.support.clients import Client, Load, get, request
 from tests.support.processes import Balancer, System, refuses
 from tests.support.run import alive, descendants, eventually
-
-pytestmark = pytest.mark.xdist_group("lifecycle")
 
 KINDS = ["gevent", "gthread"]
 

@@ -12,8 +12,6 @@ from tests.support.clients import Load, get
 from tests.support.processes import Balancer, PlainBackend, System
 from tests.support.run import descendants, eventually
 
-pytestmark = pytest.mark.xdist_group("store")
-
 KINDS = ["gevent", "gthread"]
 SOON = 0.05
 """Seconds by which a store that hangs may delay a request, after the first."""
@@ -32,7 +30,7 @@ def exact(balancer: Balancer, backends: list[PlainBackend]) -> None:
 
 
 def all_back(balancer: Balancer) -> bool:
-    """Does each of two workers that lost the store have it again? One without requests may not have noticed."""
+    """Has each of two workers that lost the store got it back? One without requests may not have noticed."""
     log = balancer.process.err
     return log.count("shared state in use") == 2 + log.count("shared state away")
 

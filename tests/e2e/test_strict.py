@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.conftest import Site
-from tests.support.backends import Peer, chunked, head_of, ok, serve, stall
+from tests.support.backends import Peer, chunked, cut, head_of, ok, serve, stall
 from tests.support.clients import Answer, Client, request
 
 pytestmark = pytest.mark.xdist_group("strict")
@@ -244,6 +244,18 @@ def test_http_1_0_with_its_host_in_the_target(site: Site) -> None:
         assert client.read_answer().status == 200
         assert client.at_end()
     assert site.one.requests[0].values("Host") == ["t.example"]
+
+
+def test_http_1_0_does_not_take_a_broken_answer_for_the_whole(site: Site) -> None:
+    """Its body ends with the connection, so that only a reset says that something is missing."""
+    site.serve(cut(head_of(200, "Transfer-Encoding: chunked") + b"5\r\nhello\r\n"))
+    with site.client() as client:
+        client.send(request("GET", "/", version="1.0"))
+        assert client.read_head().startswith(b"HTTP/1.1 200 ")
+        assert client.read_some() == b"hello"
+        site.one.may_go_on.release()
+        with pytest.raises(ConnectionResetError):
+            client.read_some()
 
 
 def test_http_1_0_keep_alive(site: Site) -> None:

@@ -333,7 +333,7 @@ def test_relay_stops_in_the_middle_of_a_transfer(own_reactor: Reactor | None) ->
 
 
 def test_a_stream_that_never_pauses_lets_others_have_their_turn(reactor: Reactor) -> None:
-    """Source and destination are always ready: nothing makes the greenlet wait, so it must give way by itself."""
+    """Source and destination are always ready: nothing makes the greenlet wait, so it must give way."""
 
     class Endless:
         timeout = 0.0

@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +196,15 @@ def test_the_log_tells_what_happened(make: Make) -> None:
         assert entry.pop("time") > 1e9
         assert 0 < entry.pop("upstream") <= entry.pop("duration") < 5
         assert entry == {
-            "id": "id", "client": "1.2.3.4", "method": "GET", "host": "h", "target": "/a?b",
-            "status": 200, "bytes": 5, "pool": "p", "backend": backend.url,
+            "id": "id",
+            "client": "1.2.3.4",
+            "method": "GET",
+            "host": "h",
+            "target": "/a?b",
+            "status": 200,
+            "bytes": 5,
+            "pool": "p",
+            "backend": backend.url,
         }
 
 
@@ -267,12 +274,22 @@ def test_what_is_not_is_never_sent_twice(make: Make, method: str, fault: str) ->
         assert [len(bad.requests), len(good.requests)] == [1, 0]
 
 
+@pytest.mark.parametrize("fault", BROKEN)
+def test_nor_is_a_post_without_a_body(make: Make, fault: str) -> None:
+    for announced in (False, True):
+        with several(BROKEN[fault], serve()) as (bad, good):
+            proxy = make(bad, good)
+            body = proxy.client_body(0) if announced else None
+            proxy.fails(BadResponse if fault == "garbage" else UpstreamClosed, "POST", body)
+            assert [len(bad.requests), len(good.requests)] == [1, 0]
+
+
 @pytest.mark.parametrize("kind", ["none", "length", "chunked", "huge"])
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
 def test_anything_is_tried_again_when_nothing_was_sent(make: Make, method: str, kind: str) -> None:
     with refusing() as url, Backend() as good:
         proxy = make(url, good)
-        bodies = {
+        bodies: dict[str, Callable[[], BodyReader | None]] = {
             "none": lambda: None,
             "length": lambda: proxy.client_body(4, b"dy", b"bo"),
             "chunked": lambda: proxy.client_body(CHUNKED, b"4\r\nbody\r\n0\r\n\r\n"),

@@ -287,7 +287,7 @@ def test_the_store_goes_away_and_comes_back(start: Start, own_server: Server, ho
     log = worker.log.read_text()
     assert log.count("shared state away") == 1
     assert log.count("shared state in use") >= 1
-    assert not [name for name in worker.claim(4) if name is None]
+    assert None not in worker.claim(4)
 
 
 def test_a_store_that_was_restarted_empty_gets_the_pool_once(start: Start, own_server: Server) -> None:

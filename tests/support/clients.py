@@ -107,7 +107,7 @@ class Client:
         return data
 
     def read_answer(self, method: str = "GET") -> Answer:
-        """The next final answer; what came of it if it is cut short. Raises ConnectionError if there is none."""
+        """The next final answer, or what came of one cut short. Raises ConnectionError if there is none."""
         interim: list[bytes] = []
         while True:
             answer = Answer(self.read_head(), interim=interim)
@@ -168,7 +168,7 @@ class Client:
                 return True
 
     def at_end(self) -> bool:
-        """Has the other side closed (or reset) the connection, with nothing left to read? Waits for either."""
+        """Has the other side closed or reset the connection, with nothing left to read? Waits for either."""
         if self._buffer:
             return False
         try:

@@ -97,7 +97,7 @@ class Serving:
         def body() -> None:
             try:
                 results.append(function())
-            except BaseException as exc:  # noqa: BLE001 - raised again by the caller
+            except BaseException as exc:
                 faults.append(exc)
             finally:
                 done.set()
