@@ -319,8 +319,8 @@ class Backend:
             if not self._stopping:
                 self._errors.append(exc)
         finally:
-            self._open.discard(sock)
             sock.close()
+            self._open.discard(sock)  # in this order: whoever sees it gone may rely on its being closed
 
     def stop_listening(self) -> None:
         """Refuse connections from now on; those that are open stay."""
