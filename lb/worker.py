@@ -81,8 +81,12 @@ class Worker(GeventWorker):  # type: ignore[misc]
         )
         try:
             self.service.start()
-            self._listen(server)
             gevent.spawn(self._flush_log)
+            if self.cfg.is_ssl:  # gunicorn's own handling: slower, and able to speak TLS
+                self.service.kinds_of([sock.getsockname() for sock in self.sockets])
+                super().run()
+                return
+            self._listen(server)
             # What is here now stays: the collector need not look at it again.
             gc.collect()
             gc.freeze()
