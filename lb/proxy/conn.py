@@ -255,9 +255,11 @@ class Conn:
         while rest:
             self.wait_writable()
             try:
-                rest = rest[self.sock.send(rest) :]
+                taken = self.sock.send(rest)
             except BlockingIOError:
                 continue
+            # In two steps: mypyc evaluates the bounds of such a slice twice.
+            rest = rest[taken:]
 
     def close(self) -> None:
         """Stop watching and close the socket. May be called again. Who still waits is woken with an error."""
