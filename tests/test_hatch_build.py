@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +37,21 @@ def test_what_is_hot_exists(build: ModuleType) -> None:
     missing = [name for name in build.HOT if not (ROOT / "lb" / f"{name}.py").is_file()]
     assert missing == []
     assert len(set(build.HOT)) == len(build.HOT)
+
+
+def test_no_bound_of_a_slice_has_an_effect(build: ModuleType) -> None:
+    """Compiled, the bounds of a slice may be evaluated twice: `data[sock.send(data):]` would send twice."""
+    found = [
+        f"lb/{name}.py:{node.lineno}"
+        for name in build.HOT
+        for node in ast.walk(ast.parse((ROOT / "lb" / f"{name}.py").read_text()))
+        if isinstance(node, ast.Slice)
+        for bound in (node.lower, node.upper, node.step)
+        for part in ast.walk(bound or ast.Pass())
+        if isinstance(part, ast.NamedExpr | ast.Await | ast.Yield)
+        or (isinstance(part, ast.Call) and not (isinstance(part.func, ast.Name) and part.func.id == "len"))
+    ]
+    assert found == []
 
 
 @pytest.mark.parametrize("asked", [None, "", "0", "yes"])

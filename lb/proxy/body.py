@@ -26,8 +26,8 @@ from lb.proxy.http1 import CHUNKED, LAST_CHUNK, UNTIL_CLOSE, ChunkReader, chunk
 PIECE = 65536
 """Bytes: the most that is read at once where no shared buffer is at hand."""
 
-TURNS = 16
-"""Buffers that a bulk transfer moves before it lets others have a turn: it may never have to wait itself."""
+TURN = 4 * 1024 * 1024
+"""Bytes that a bulk transfer moves before it lets others have a turn: it may never have to wait itself."""
 
 
 def client_fault(exc: Exception) -> ProxyError:
@@ -212,20 +212,24 @@ class BodyReader:
             self._pour(to, stop_on_answer)
 
     def _pour(self, to: Stream, stop_on_answer: bool) -> None:
-        """Bulk transfer through the shared buffer: no copy into Python objects on the way."""
+        """Bulk transfer through the shared buffer: no copy into Python objects on the way.
+
+        How much is read at once grows while it flows. What a destination does not take at once is copied
+        and held, so a slow one gets little at a time.
+        """
         stream: Any = self._stream
         scratch: memoryview = stream.reactor.scratch
-        size = len(scratch)
-        turns = 0
+        most = len(scratch)
+        size, moved = PIECE, 0
         while True:
             left = self._left
-            turns += 1
-            if turns % TURNS == 0:
+            if moved >= TURN:
+                moved = 0
                 stream.reactor.give_way()
             try:
                 if self._before is not None:
                     self._begin()
-                got: int = stream.recv_into(scratch[:left] if 0 < left < size else scratch)
+                got: int = stream.recv_into(scratch[: left if 0 < left < size else size])
             except OSError as exc:
                 raise self._fault(exc) from None
             if not got:
@@ -234,8 +238,12 @@ class BodyReader:
             if left > 0:
                 self._left = left = left - got
                 self.complete = left == 0
-            to.sendall(scratch[:got])
+            if to.sendall(scratch[:got]):
+                size = PIECE
+            elif got == size and size < most:
+                size += size
             self.passed += got
+            moved += got
             if self.complete or (stop_on_answer and to.readable()):
                 return
 

@@ -47,7 +47,7 @@ class Stream(Protocol):
 
     def recv(self, size: int) -> bytes: ...
     def recv_into(self, buffer: memoryview) -> int: ...
-    def sendall(self, data: bytes | memoryview) -> None: ...
+    def sendall(self, data: bytes | memoryview) -> bool: ...
     def readable(self) -> bool: ...
     def close(self) -> None: ...
 
@@ -68,7 +68,7 @@ class Reactor:
         # greenlet's own switch: the hub's method only adds a hook that plain greenlets have no use for.
         self.switch = greenlet.switch.__get__(hub)
         self.conns: set[Conn] = set()
-        self.scratch = memoryview(bytearray(262144))
+        self.scratch = memoryview(bytearray(524288))
         #: Greenlets whose client went away, and the client's connection.
         self.abandoned: dict[greenlet, Conn] = {}
         self._timer = self.loop.timer(self.SWEEP)
@@ -240,14 +240,16 @@ class Conn:
             except BlockingIOError:
                 self.wait_readable()
 
-    def sendall(self, data: bytes | memoryview) -> None:
-        """Send everything; waits only when the socket's buffer is full."""
+    def sendall(self, data: bytes | memoryview) -> bool:
+        """Send everything; waits only when the socket's buffer is full, and returns whether it was."""
         try:
             sent = self.sock.send(data)
         except BlockingIOError:
             sent = 0
-        if sent != len(data):
-            self._send_rest(data, sent)
+        if sent == len(data):
+            return False
+        self._send_rest(data, sent)
+        return True
 
     def _send_rest(self, data: bytes | memoryview, sent: int) -> None:
         # Copied, because `data` may be the scratch buffer, which others use while this one waits.
@@ -310,9 +312,10 @@ class ThreadConn:
         """Like `recv`, into `buffer`."""
         return self.sock.recv_into(buffer)
 
-    def sendall(self, data: bytes | memoryview) -> None:
-        """Send everything."""
+    def sendall(self, data: bytes | memoryview) -> bool:
+        """Send everything. Whether it had to wait it cannot tell: False."""
         self.sock.sendall(data)
+        return False
 
     def readable(self) -> bool:
         """Has something arrived that nobody has read yet (the end of the stream counts)?"""

@@ -116,7 +116,8 @@ class ResponseHead:
         if listed:
             keep = b"close" not in listed and (keep or b"keep-alive" in listed)
         self.keep = keep
-        self.lines = head[head.index(b"\n") + 1 : -2] if whole else response_lines(fields)
+        first_line = head.index(b"\n") + 1
+        self.lines = head[first_line:-2] if whole else response_lines(fields)
 
 
 def response_lines(fields: Fields) -> bytes:

@@ -61,8 +61,9 @@ class Sink:
         self.got = b""
         self._answered = list(answered)
 
-    def sendall(self, data: bytes | memoryview) -> None:
+    def sendall(self, data: bytes | memoryview) -> bool:
         self.got += bytes(data)
+        return False
 
     def readable(self) -> bool:
         return self._answered.pop(0) if self._answered else False
@@ -173,7 +174,7 @@ def test_errors_of_the_source_are_translated_on_every_way() -> None:
 
 def test_errors_of_the_destination_stay_as_they_are() -> None:
     class Broken(Sink):
-        def sendall(self, data: bytes | memoryview) -> None:
+        def sendall(self, data: bytes | memoryview) -> bool:
             raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
@@ -345,8 +346,8 @@ def test_a_stream_that_never_pauses_lets_others_have_their_turn(reactor: Reactor
             return len(buffer)
 
     class Bottomless(Sink):
-        def sendall(self, data: bytes | memoryview) -> None:
-            pass
+        def sendall(self, data: bytes | memoryview) -> bool:
+            return False
 
     endless: Any = Endless()
     bottomless: Any = Bottomless()
