@@ -4,7 +4,8 @@ How the comparison is kept fair:
 
 * Every proxy runs alone on core 0 with one worker (nginx `worker_processes 1`, HAProxy
   `nbthread 1`, Envoy `--concurrency 1`, Caddy `GOMAXPROCS=1`, one gunicorn worker here).
-  Backends, `wrk`, the store, the gunicorn master and the health daemon share core 1.
+  Backends and `wrk` share core 1. Of this balancer all processes are on core 0: the worker, the
+  gunicorn master, the store and the health daemon.
 * All stand in front of the same two backends, round robin, with kept-alive upstream
   connections, and add `X-Forwarded-For`.
 * All write one line of JSON per request to a file in the bench's temporary folder, with

@@ -1,7 +1,6 @@
-"""This balancer, started as a user starts it, with one worker on the proxies' core.
+"""This balancer, started as a user starts it, with one worker.
 
-Only the worker is on the proxies' core: the gunicorn master, the embedded store and the
-health daemon share the other with the backends and the clients.
+All of its processes are on the proxies' core, the store included: it is the whole product that is measured.
 """
 
 from __future__ import annotations
@@ -93,18 +92,17 @@ class Balancer:
             ),
             **self.settings,
         }
-        # All starts on the other core, so that no thread begins on the proxies'; the worker moves there.
         where = system.Installed(self.python, runtime.parent) if self.python else system.SOURCE_TREE
-        master = where.start_gunicorn(site.children, env, name=self.name, core=site.load_core)
+        master = where.start_gunicorn(site.children, env, name=self.name, core=site.proxy_core)
         master.require(lambda: answers(port), f"an answer on port {port}")
         health = where.start_health(
-            site.children, env, interval=10, name=f"{self.name}-health", core=site.load_core
+            site.children, env, interval=10, name=f"{self.name}-health", core=site.proxy_core
         )
         self.store = Store(self._client(env, runtime))
-        workers = self._pin(master, health, site)
+        pids = self._pin(master, health, site)
         # The health daemon keeps traffic from a backend until it has probed it.
         health.require(lambda: system.backends_up(control), "a good probe of every backend")
-        return Running(self.name, lb.__version__, port, master, master.output, workers)
+        return Running(self.name, lb.__version__, port, master, master.output, pids)
 
     @staticmethod
     def _client(env: Mapping[str, str], runtime: Path) -> redis.Redis:
@@ -112,7 +110,7 @@ class Balancer:
         return redis.Redis.from_url(url) if url else redis.Redis(unix_socket_path=str(runtime / "store.sock"))
 
     def _pin(self, master: Child, health: Child, site: Site) -> tuple[int, ...]:
-        """Pin every process by its role and return the workers' ids."""
+        """Pin every process, each by its role, and return their ids."""
         assert self.store is not None
         roles = {"master": master.pid, "health daemon": health.pid}
         if "LB_REDIS_URL" not in self.settings:  # else it is somebody else's server
@@ -122,12 +120,10 @@ class Balancer:
             for child in psutil.Process(master.pid).children()
             if child.pid not in roles.values() and child.name().startswith(("python", "gunicorn"))
         ]
+        roles |= {f"worker {number}": pid for number, pid in enumerate(workers, 1)}
         for pid in roles.values():
-            pin_tree(pid, site.load_core)
-        for number, pid in enumerate(workers):
             pin_tree(pid, site.proxy_core)
-            roles[f"worker {number + 1}"] = pid
         self.pinning = {
             role: core for role, pid in roles.items() for core in psutil.Process(pid).cpu_affinity()
         }
-        return tuple(workers)
+        return tuple(roles.values())
