@@ -27,6 +27,7 @@ HOT = (
     "proxy/messages",
     "proxy/transport",
     "proxy/upstream",
+    "reply",
     "server",
     "state/claims",
     "state/green",

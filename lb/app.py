@@ -46,7 +46,12 @@ def application(environ: dict[str, Any], start_response: StartResponse) -> Itera
                 b"\r\n\r\n",
             )
         )
-        answer = service.forwarders[pool].forward(entry, head, client_body(environ), started)
+        body = client_body(environ)
+        if body is not None and service.body_limit:
+            body.limit_to(service.body_limit)
+        answer = service.forwarders[pool].forward(
+            entry, head, body, started, environ.get("lb.interim"), environ.get("lb.upgrade") is True
+        )
     except ProxyError as exc:
         entry.status, entry.code, entry.duration = exc.status, exc.code, perf_counter() - started
         service.log.add(entry)
@@ -56,8 +61,8 @@ def application(environ: dict[str, Any], start_response: StartResponse) -> Itera
         start_raw(answer.status, answer.reason, answer.lines, answer.measured)
     else:
         start_response(f"{answer.status} {answer.reason}", answer.headers())
-    body = answer.whole()
-    return answer if body is None else (body,)
+    whole = answer.whole()
+    return answer if whole is None else (whole,)
 
 
 def install(service: Service) -> None:

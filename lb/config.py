@@ -11,14 +11,15 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_origin
 
 import msgspec
 
 from lb.config_checks import check_pool_name, check_value, did_you_mean, is_private, mask
 from lb.config_env import EnvProblem, env_values, unknown_names
 from lb.config_lines import KeyPath, find_lines, line_of, show_path
-from lb.config_table import CONFIG_ENV, NAME, SECRET, struct_of
+from lb.config_rows import NAME, SECRET
+from lb.config_table import CONFIG_ENV, struct_of
 from lb.errors import ConfigError
 from lb.model import backend_id
 from lb.settings import PoolConfig, Route, Settings
@@ -122,6 +123,15 @@ def _ends_inside_braces(text: str, line: int) -> bool:
 _WORDS = {int: "a whole number", float: "a number", str: 'text in quotes, "…"', bool: "true or false"}
 
 
+def _words(kind: Any) -> str:
+    """What a value of this type is, for people."""
+    if get_origin(kind) is tuple:
+        return 'an array of texts, ["…", "…"]'
+    if get_origin(kind) is not None and get_origin(kind) is not Literal:
+        return 'a table of texts, { Name = "…" }'
+    return _WORDS.get(kind, _WORDS[str])
+
+
 class _Reader:
     """Turns plain values into `Settings`, collecting what is wrong instead of stopping at it."""
 
@@ -220,7 +230,7 @@ class _Reader:
             return None
         for name in raw:
             try:
-                check_pool_name(name)
+                check_pool_name(name or "-")
             except ValueError as exc:
                 self.problem((*path, name), str(exc))
         return {n: self.struct(kind, table, (*path, n), f"{key}.{NAME}") for n, table in raw.items()}
@@ -236,7 +246,7 @@ class _Reader:
                     self.problem(path, str(exc))
                     return None
             shown = "" if key in SECRET or not isinstance(raw, str | int | float) else f", not {_shown(raw)}"
-            self.problem(path, f"must be {_WORDS.get(kind, _WORDS[str])}{shown}")
+            self.problem(path, f"must be {_words(kind)}{shown}")
             return None
         try:
             return check_value(key, value)
@@ -265,6 +275,9 @@ class _Reader:
         return msgspec.structs.replace(settings, pools=pools, routes=routes)
 
     def pool(self, name: str, pool: PoolConfig) -> None:
+        if bool(pool.tls.certificate) != bool(pool.tls.key):
+            part = "certificate" if pool.tls.certificate else "key"
+            self.problem(("pools", name, "tls", part), "certificate and key are set together, or neither is")
         path: KeyPath = ("pools", name, "backends")
         seen: dict[str, int] = {}
         for index, spec in enumerate(pool.backends):
@@ -279,10 +292,15 @@ class _Reader:
         seen: dict[tuple[str, str], int] = {}
         for index, route in enumerate(routes):
             path: KeyPath = ("routes", index)
-            if route.pool not in pools:
+            if not route.pool:
+                if not route.redirect:
+                    self.problem(path, "'pool' is missing")
+            elif route.pool not in pools:
                 self.problem(
                     (*path, "pool"), f"there is no pool {route.pool!r}{did_you_mean(route.pool, pools)}"
                 )
+            if route.strip_prefix and not route.path.strip("/"):
+                self.problem((*path, "strip_prefix"), "there is no prefix to strip; give the route a `path`")
             if (first := seen.setdefault((route.host, route.path), index)) != index:
                 other = self.place(("routes", first))
                 self.problem(path, f"has the host and path of {other}; remove one of them")

@@ -23,6 +23,25 @@ _ID = re.compile(r"[A-Za-z0-9\[%][A-Za-z0-9._:+\[\]%~@-]{0,254}\Z")
 _STATUS_PART = re.compile(r"(\d{3})(?:-(\d{3}))?\Z")
 _USERINFO = re.compile(r"//[^\s\"']*@")
 _QUERY_SECRET = re.compile(r"(?i)([?&][a-z_]*pass[a-z_]*=)[^&\s\"']*")
+_TOKEN = re.compile(r"[!#$%&'*+.^`|~0-9A-Za-z-]+")
+_FIELD_VALUE = re.compile(r"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")
+_VARIABLE = re.compile(r"\{([a-z_]+)\}")
+VARIABLES = ("client_ip", "host", "path", "request_id", "scheme")
+"""What may stand in braces in the value of a field that a route sets or adds."""
+_FRAMING = frozenset(
+    (
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    )
+)
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
 
 
@@ -198,8 +217,8 @@ def check_id(text: str) -> str:
 
 
 def check_pool_name(text: str) -> str:
-    """The name of a pool."""
-    if not POOL_NAME.match(text):
+    """The name of a pool; a route that only redirects has none."""
+    if text and not POOL_NAME.match(text):
         raise ValueError(
             f"{text!r} is no pool name: letters, digits, '.', '_' and '-', at most 63, "
             "starting with a letter or digit"
@@ -232,6 +251,52 @@ def check_dir(text: str) -> str:
     return text
 
 
+def check_upstream_host(text: str) -> str:
+    """The Host for backends: "" or "backend", or a host and perhaps a port."""
+    if text in ("", "backend"):
+        return text
+    host, colon, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
+    if colon and not (port.isdigit() and 0 < int(port) < 65536):
+        raise ValueError(f"{text!r}: the port is no number from 1 to 65535")
+    name = check_route_host(host if colon else text)
+    if not name or name.startswith("*"):
+        raise ValueError(f"{text!r} is no host; write www.example.com, or backend")
+    return text
+
+
+def check_networks(networks: object) -> tuple[str, ...]:
+    """Addresses and networks (CIDR), in their normal form."""
+    found = []
+    for text in networks if isinstance(networks, tuple) else ():
+        try:
+            found.append(str(ipaddress.ip_network(text)))
+        except ValueError as exc:
+            raise ValueError(f"{text!r} is no network: {exc}; write 10.0.0.0/8 or 192.0.2.1") from None
+    return tuple(found)
+
+
+def check_edits(edits: Mapping[str, str] | tuple[str, ...]) -> object:
+    """Names, and values, of fields that a route may change (RFC 9110, section 5)."""
+    for name in edits:
+        if not _TOKEN.fullmatch(name):
+            raise ValueError(f"{name!r} is no name of a field; write X-Name")
+        if name.lower() in _FRAMING:
+            raise ValueError(f"{name!r} frames or routes the message, which is not for a route to say")
+    if isinstance(edits, Mapping):
+        for name, value in edits.items():
+            if not _FIELD_VALUE.fullmatch(value):
+                raise ValueError(
+                    f"the value of {name!r} must be printable, and begin and end with a character"
+                )
+            for variable in _VARIABLE.findall(value):
+                if variable not in VARIABLES:
+                    raise ValueError(
+                        f"the value of {name!r}: there is no {{{variable}}}; use "
+                        + ", ".join(f"{{{known}}}" for known in VARIABLES)
+                    )
+    return edits
+
+
 _TEXT_CHECKS: Mapping[str, Callable[[str], str]] = {
     "bind": check_bind,
     "control_bind": check_bind,
@@ -240,6 +305,7 @@ _TEXT_CHECKS: Mapping[str, Callable[[str], str]] = {
     "runtime_dir": check_dir,
     "log.access": check_access_log,
     "pools.NAME.algorithm": check_algorithm,
+    "pools.NAME.host": check_upstream_host,
     "pools.NAME.backends[].url": check_url,
     "pools.NAME.backends[].id": check_id,
     "pools.NAME.health.path": check_path,
@@ -259,6 +325,10 @@ def check_value(key: str, value: object) -> object:
     if row.limits and isinstance(value, int | float) and not row.low <= value <= row.high:
         unit = f" {row.unit}" if row.unit in ("s", "bytes") else ""
         raise ValueError(f"{value!r} is out of range; use {row.low:g} to {row.high:.10g}{unit}")
+    if key == "trusted_proxies":
+        return check_networks(value)
+    if key.startswith("routes[].re") and isinstance(value, Mapping | tuple):
+        return check_edits(value)
     if isinstance(value, str):
         if key in _TEXT_CHECKS:
             return _TEXT_CHECKS[key](value)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
+from typing import get_origin
 
 import msgspec
 
 from lb.config_checks import did_you_mean
-from lb.config_table import BY_ENV, CONFIG_ENV, LEAVES, TABLE
+from lb.config_rows import TABLE
+from lb.config_table import BY_ENV, CONFIG_ENV, LEAVES
 
 #: Variables of the other programs of the package, which are no settings.
 OTHER_NAMES = frozenset({CONFIG_ENV})
@@ -59,6 +61,8 @@ def parse_text(key: str, text: str) -> object:
         if not re.fullmatch(r"[+-]?(\d{1,18}(\.\d*)?|\.\d+)", text, re.ASCII):
             raise ValueError(f"must be a number, not {text!r}")
         return float(text)
+    if get_origin(kind) is tuple:
+        return [part for item in text.split(",") if (part := item.strip())]
     return text
 
 

@@ -6,12 +6,13 @@ in bytes, in order), `lb.target` (byte for byte), `lb.head` (the head as it came
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from lb.errors import BadRequest
-from lb.proxy.http1 import CODING, CONNECTION, EXPECT, HOST, LENGTH, NAMES, tokens
+from lb.errors import BadRequest, ExpectationFailed
+from lb.proxy.http1 import CODING, CONNECTION, EXPECT, HOST, LENGTH, NAMES, UPGRADE, tokens
 from lb.wsgi import origin_form
 
 KEYS = (
@@ -27,12 +28,31 @@ KEYS = (
     "lb.body",
     "lb.rest",
     "lb.expect",
+    "lb.upgrade",
+    "lb.hop",
 )
 """The keys that each request sets; None until then."""
 
 
-# The parser would skip an empty first line, and take a bare LF for one.
-_LINE_END = b"\r\n"
+_MAX_HOSTS = 1024
+_HOST = re.compile(
+    rb"(?:\[[0-9A-Fa-f:.]{2,45}\]|(?:[A-Za-z0-9._~!$&'()*+;=-]|%[0-9A-Fa-f]{2}){1,255})(?::(\d{0,5}))?\Z"
+)
+_known_hosts: set[bytes] = set()
+
+
+def check_host(value: bytes) -> None:
+    """Is this a host and perhaps a port (RFC 3986, section 3.2.2)? Raises BadRequest.
+
+    An http URI without a host is none (RFC 9110, section 4.2.1), and a comma would be two of them in one.
+    """
+    if value in _known_hosts:
+        return
+    match = _HOST.match(value)
+    if match is None or int(match[1] or 0) > 65535:
+        raise BadRequest("the Host is no host")
+    if len(_known_hosts) < _MAX_HOSTS:
+        _known_hosts.add(value)
 
 
 def fill(environ: dict[str, Any], head: Any, data: bytes) -> bool:
@@ -41,14 +61,26 @@ def fill(environ: dict[str, Any], head: Any, data: bytes) -> bool:
     Raises BadRequest when it cannot be read in exactly one way (RFC 9112, sections 2.2, 3.2 and 5).
     """
     consumed = head.consumed
-    # Each line has its CRLF: the request line, the fields, the empty one. The parser would take a bare LF.
-    if data.count(b"\r\n", 0, consumed) != head.header_count + 2 or data[0] in _LINE_END:
-        raise BadRequest("a line of the head does not end in CRLF")
-    method = environ["REQUEST_METHOD"] = head.method.decode("latin-1")
-    fields = environ["lb.fields"] = head.headers
-    minor = head.minor_version
-    hosts, framed, dropped, clean = 0, False, False, minor == 1
+    method, path = head.method, head.path
+    # Each line has its CRLF: the request line, the fields, the empty one. The parser would take a bare LF,
+    # an empty line before the first one, and any number of spaces in that.
+    if (
+        data.count(b"\r\n", 0, consumed) != head.header_count + 2
+        or data.find(b"\r\n") != len(method) + len(path) + 10
+    ):
+        raise BadRequest("a line of the head does not end in CRLF, or the first one has too many spaces")
+    return fill_fields(environ, method, path, head.headers, head.minor_version, data[: consumed - 2])
+
+
+def fill_fields(
+    environ: dict[str, Any], method: bytes, path: bytes, fields: Any, minor: int, raw: bytes | None
+) -> bool:
+    """The same from the parts of a head; `raw` is the head as it came, if it may go on so."""
+    environ["REQUEST_METHOD"] = method.decode("latin-1")
+    environ["lb.fields"] = fields
+    hosts, framed, dropped, clean = 0, False, False, minor == 1 and raw is not None
     listed: list[bytes] = []
+    hops: list[tuple[int, bytes]] = []
     for name, value in fields:
         known = NAMES[name]
         key = known.environ
@@ -60,14 +92,16 @@ def fill(environ: dict[str, Any], head: Any, data: bytes) -> bool:
         if kind:
             if kind == HOST:
                 hosts += 1
+                if value not in _known_hosts:
+                    check_host(value)
             elif kind in (LENGTH, CODING):
                 framed = True
             else:
                 clean = False
-                if kind == EXPECT:
-                    environ["lb.expect"] = value
-                elif kind == CONNECTION:
+                if kind == CONNECTION:
                     listed += tokens(value)
+                elif kind in (EXPECT, UPGRADE):
+                    hops.append((kind, value))
         elif not name:
             raise BadRequest("line folding in the head")
         elif b"_" in name:
@@ -77,20 +111,52 @@ def fill(environ: dict[str, Any], head: Any, data: bytes) -> bool:
     if dropped:
         _drop_ambiguous(environ, fields)
         clean = False
-    target = head.path.decode("latin-1")
-    if target[0] != "/" and not (target == "*" and method == "OPTIONS"):
+    if hops and minor:
+        _hop_by_hop(environ, hops, listed, framed)
+    target = path.decode("latin-1")
+    if b"#" in path:
+        raise BadRequest("a fragment in the request target")
+    if target[0] != "/" and not (target == "*" and method == b"OPTIONS"):
         target = _absolute(environ, method, target)
         clean = False
+    elif method == b"CONNECT":
+        raise BadRequest("CONNECT is not for a gateway")
     # Nothing to take out of it: the bytes go on as they came.
-    environ["lb.head"] = data[: consumed - 2] if clean else None
+    environ["lb.head"] = raw if clean else None
     environ["lb.target"] = environ["RAW_URI"] = target
-    path, _, environ["QUERY_STRING"] = target.partition("?")
-    environ["PATH_INFO"] = unquote_to_bytes(path.encode("latin-1")).decode("latin-1") if "%" in path else path
+    path_text, _, environ["QUERY_STRING"] = target.partition("?")
+    environ["PATH_INFO"] = (
+        unquote_to_bytes(path_text.encode("latin-1")).decode("latin-1") if "%" in path_text else path_text
+    )
     if minor == 0:
         environ["SERVER_PROTOCOL"] = "HTTP/1.0"
     # RFC 9112, section 9.3: HTTP/1.1 stays open unless told otherwise, HTTP/1.0 the other way round.
-    environ["lb.keep"] = b"close" not in listed and (minor == 1 or b"keep-alive" in listed)
+    environ["lb.keep"] = b"close" not in listed and (minor > 0 or b"keep-alive" in listed)
     return framed
+
+
+def _hop_by_hop(
+    environ: dict[str, Any], hops: list[tuple[int, bytes]], listed: list[bytes], framed: bool
+) -> None:
+    """Which of the fields that are for the next hop only are said anew to the backend.
+
+    Upgrade (RFC 9110, section 7.8) where it was meant for us, too, and no body comes before it; not to h2c,
+    a tunnel of requests that nobody looks at.
+    """
+    lines = []
+    upgrade = b", ".join([value for kind, value in hops if kind == UPGRADE])
+    if upgrade and b"upgrade" in listed and not framed and b"h2c" not in tokens(upgrade):
+        lines.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % upgrade)
+        environ["lb.upgrade"] = True
+    for kind, value in hops:
+        if kind == EXPECT:
+            if value.lower() != b"100-continue":
+                raise ExpectationFailed("an unknown expectation")
+            if framed:
+                environ["lb.expect"] = value
+    if environ["lb.expect"] is not None:
+        lines.append(b"Expect: 100-continue\r\n")
+    environ["lb.hop"] = b"".join(lines)
 
 
 def _drop_ambiguous(environ: dict[str, Any], fields: Iterable[tuple[bytes, bytes]]) -> None:
@@ -105,10 +171,11 @@ def _drop_ambiguous(environ: dict[str, Any], fields: Iterable[tuple[bytes, bytes
         environ[key] = f"{environ[key]}{glue}{text}" if key in environ else text
 
 
-def _absolute(environ: dict[str, Any], method: str, target: str) -> str:
-    if method == "CONNECT":
+def _absolute(environ: dict[str, Any], method: bytes, target: str) -> str:
+    if method == b"CONNECT":
         raise BadRequest("CONNECT is not for a gateway")
     target, authority = origin_form(target)
+    check_host(authority.encode("latin-1"))
     # RFC 9112, section 3.2.2: the Host field is to be replaced by what the target says.
     environ["HTTP_HOST"] = authority
     encoded = authority.encode("latin-1")

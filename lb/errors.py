@@ -7,7 +7,7 @@
     │   └── StoreConflict      another writer was first
     └── ProxyError             a request could not be served
         ├── ClientError        source "downstream": the client's message or its absence
-        │   ├── BadRequest, HeaderTooLarge, BodyTooLarge, UriTooLong, NotImplementedCoding
+        │   ├── BadRequest, HeaderTooLarge, BodyTooLarge, UriTooLong, UnsupportedCoding, …
         │   └── ClientGone     the client went away: nobody is there to answer
         ├── UpstreamError      source "upstream": a backend
         │   ├── ConnectFailed, ConnectTimeout      nothing was sent
@@ -87,6 +87,20 @@ class HeaderTooLarge(ClientError):
     code = "header_too_large"
 
 
+class ExpectationFailed(ClientError):
+    """An expectation other than 100-continue."""
+
+    status = 417
+    code = "expectation_failed"
+
+
+class VersionNotSupported(ClientError):
+    """A major version other than 1 in the request line."""
+
+    status = 505
+    code = "version_not_supported"
+
+
 class BodyTooLarge(ClientError):
     """A body larger than `limits.body`."""
 
@@ -164,6 +178,13 @@ class BadResponse(UpstreamError):
 
 class InternalError(ProxyError):
     """The balancer has no way to serve this."""
+
+
+class RequestDeadline(InternalError):
+    """Request and answer took longer than `client.request`."""
+
+    status = 504
+    code = "request_deadline"
 
 
 class NoBackend(InternalError):

@@ -13,9 +13,10 @@ import gevent
 from greenlet import getcurrent, greenlet
 
 from lb.accesslog import Entry
-from lb.client import Client, WsgiApp
+from lb.client import Client, Limits, WsgiApp
+from lb.errors import RequestDeadline
 from lb.proxy.conn import Conn, RawSocket, Reactor
-from lb.settings import ClientSettings
+from lb.settings import ClientSettings, LimitSettings
 
 _LOG = logging.getLogger("lb")
 
@@ -26,6 +27,9 @@ ACCEPT_PAUSE = 0.25
 IDLE_GRACE = 1.0
 """Seconds that a stopping server leaves an idle connection open: a request may be on its way in it."""
 
+TIME_CHECK = 0.25
+"""Seconds between two looks for requests that have taken too long."""
+
 _OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _READ = 1
 
@@ -35,6 +39,7 @@ class Listener:
 
     def __init__(self, sock: RawSocket, kind: str, environ: dict[str, Any]) -> None:
         self.sock = sock
+        self.kind = kind
         name = sock.getsockname()
         host, port = (name[0], str(name[1])) if isinstance(name, tuple) else (str(name), "")
         self.environ = {**environ, "lb.listener": kind, "SERVER_NAME": host, "SERVER_PORT": port}
@@ -49,6 +54,7 @@ class Server:
         reactor: Reactor,
         app: WsgiApp,
         settings: ClientSettings,
+        limits: LimitSettings,
         next_id: Callable[[], str],
         log_refused: Callable[[Entry], None],
     ) -> None:
@@ -57,6 +63,9 @@ class Server:
         self.keepalive = settings.keepalive
         self.header_timeout = settings.header
         self.body_timeout = settings.idle
+        self.half_close = settings.half_close
+        self.stream_close_delay = settings.stream_close_delay
+        self.limits = Limits(limits)
         self.next_id = next_id
         self.log_refused = log_refused
         self.draining = False
@@ -65,6 +74,20 @@ class Server:
         self._listeners: list[Listener] = []
         self._parked: list[greenlet] = []
         self._paused = False
+        #: Seconds that a request and its answer may take; 0: any number.
+        self._request = settings.request
+        self._timer: Any = None
+        if self._request > 0:
+            self._timer = reactor.loop.timer(TIME_CHECK, TIME_CHECK)
+            self._timer.start(self._check_time)
+
+    def _check_time(self) -> None:
+        """End what has taken too long."""
+        now = monotonic()
+        for client in self.clients:
+            if client.busy_since and not client.upgraded and now - client.busy_since > self._request:
+                fault = RequestDeadline(f"not done within {self._request:g} s")
+                self.reactor.doom(client.greenlet, now, fault, None)
 
     def listen(self, sock: RawSocket, kind: str, environ: dict[str, Any]) -> None:
         """Accept connections on `sock`, which must not block; `kind` is "data" or "control"."""
@@ -75,8 +98,9 @@ class Server:
 
     def _on_connection(self, listener: Listener) -> None:
         for _ in range(ACCEPT_AT_ONCE):
-            if len(self.clients) >= self._most:
-                self._pause()
+            # The control side answers however busy the data side is.
+            if listener.kind == "data" and len(self.clients) >= self._most:
+                self._pause("data")
                 return
             try:
                 sock, peer = accept(listener.sock)
@@ -85,7 +109,7 @@ class Server:
             except OSError as exc:
                 if exc.errno in _OUT_OF:
                     _LOG.error("cannot accept: %s; trying again in %g s", exc.strerror, ACCEPT_PAUSE)
-                    self._pause()
+                    self._pause(None)
                     gevent.spawn_later(ACCEPT_PAUSE, self._resume)
                     return
                 continue  # that one connection was gone again already
@@ -93,10 +117,11 @@ class Server:
             environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = (peer[0], str(peer[1])) if peer else ("", "")
             self.clients.add(Client(self, Conn(self.reactor, sock), environ))
 
-    def _pause(self) -> None:
+    def _pause(self, kind: str | None) -> None:
         self._paused = True
         for listener in self._listeners:
-            listener.watcher.stop()
+            if kind in (None, listener.kind):
+                listener.watcher.stop()
 
     def _resume(self) -> None:
         if self._paused and not self.draining and len(self.clients) < self._most:
@@ -114,7 +139,7 @@ class Server:
     def _serve(self, client: Client, data: bytes) -> None:
         """What a greenlet does all its life: serve a connection, park, serve the next one."""
         wait = self.reactor.switch
-        abandoned = self.reactor.abandoned
+        doomed = self.reactor.doomed
         me = getcurrent()
         while True:
             client.greenlet = me
@@ -123,8 +148,8 @@ class Server:
             except Exception:  # noqa: BLE001 - one connection's fault must not end the worker
                 _LOG.exception("serving a connection failed")
                 client.close()
-            if abandoned:
-                abandoned.pop(me, None)
+            if doomed:
+                doomed.pop(me, None)
             self._parked.append(me)
             client, data = wait()
 
@@ -150,19 +175,28 @@ class Server:
         self._listeners.clear()
 
     def drain(self, timeout: float, notify: Callable[[], None]) -> None:
-        """Wait up to `timeout` seconds for what runs; `notify` is called all the while."""
+        """Wait up to `timeout` seconds for what runs; `notify` is called all the while.
+
+        Connections that carry another protocol by now are given `stream_close_delay` instead.
+        """
         self.stop_accepting()
-        until = monotonic() + timeout
-        while self.clients and monotonic() < until:
+        began = monotonic()
+        while self.clients:
+            now = monotonic()
+            passed = now - began
+            if passed >= timeout and (late := [c for c in self.clients if not c.upgraded]):
+                _LOG.warning("%d connections cut after %g s", len(late), timeout)
+                for client in late:
+                    client.cut()
+            if passed >= self.stream_close_delay:
+                for client in [c for c in self.clients if c.upgraded]:
+                    client.cut()
             # A connection that a request may be on its way in is not cut at once: that request would
             # fail. It gets its answer, with `Connection: close`.
-            now = monotonic()
             for client in [c for c in self.clients if c.idle and now - c.idle_since >= IDLE_GRACE]:
                 client.close()
             notify()
             gevent.sleep(0.05)
-        if self.clients:
-            _LOG.warning("%d connections cut after %g s", len(self.clients), timeout)
 
 
 def accept(listener: RawSocket) -> tuple[RawSocket, Any]:

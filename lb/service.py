@@ -38,6 +38,8 @@ class Service:
         self.control = control
         self.control_addresses: tuple[Any, ...] = ()
         self.draining = False
+        #: Bytes: the largest body of a request; 0: any.
+        self.body_limit = settings.limits.body
         self.log = AccessLog(settings.log.access)
         worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         url = store_url(settings.redis_url, settings.runtime_dir)

@@ -34,11 +34,14 @@ class RetrySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TimeoutSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Towards backends: to connect; to the first byte of the answer; between two bytes of a body."""
+    """Towards backends: to connect; to the first byte of the answer; between two bytes of a body; between two
+    bytes, in either direction, of a connection that carries another protocol (a WebSocket).
+    """
 
     connect: float = 5.0
     response: float = 60.0
     idle: float = 300.0
+    tunnel: float = 3600.0
 
 
 class UpstreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,7 +63,42 @@ class ClientSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keepalive: float = 180.0
     header: float = 10.0
     idle: float = 60.0
+    request: float = 0.0
+    half_close: float = 5.0
+    stream_close_delay: float = 30.0
     connections: int = 20000
+    proxy_protocol: bool = False
+
+
+class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How large a request may be: bytes of its first line, of one field, of the whole head, of the body
+    (0: any number), and how many fields.
+    """
+
+    request_line: int = 8190
+    fields: int = 100
+    field_size: int = 8190
+    head: int = 65536
+    body: int = 0
+
+
+class UpstreamTls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Towards `https://` backends: whom to trust, and who we are."""
+
+    verify: bool = True
+    ca: str = ""
+    certificate: str = ""
+    key: str = ""
+
+
+class FieldEdits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a route changes in a head: `set` replaces all fields of a name, `add` appends one, `remove` takes
+    all out.
+    """
+
+    set: Mapping[str, str] = msgspec.field(default_factory=dict)
+    add: Mapping[str, str] = msgspec.field(default_factory=dict)
+    remove: tuple[str, ...] = ()
 
 
 class PoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,6 +112,8 @@ class PoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retry: RetrySettings = RetrySettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     upstream: UpstreamSettings = UpstreamSettings()
+    tls: UpstreamTls = UpstreamTls()
+    host: str = ""
 
 
 class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,9 +121,13 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `path` go to `pool`.
     """
 
-    pool: str
+    pool: str = ""
     host: str = ""
     path: str = "/"
+    strip_prefix: bool = False
+    redirect: str = ""
+    request: FieldEdits = FieldEdits()
+    response: FieldEdits = FieldEdits()
 
 
 class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,6 +150,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workers: int = 0
     graceful_timeout: float = 30.0
     client: ClientSettings = ClientSettings()
+    limits: LimitSettings = LimitSettings()
+    trusted_proxies: tuple[str, ...] = ()
+    forwarded: bool = False
     log: LogSettings = LogSettings()
     pools: Mapping[str, PoolConfig] = msgspec.field(default_factory=dict)
     routes: tuple[Route, ...] = ()

@@ -76,8 +76,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
         reactor = Reactor(hub)
         self.service = boot.service(GreenRuntime(hub), reactor)
         app.install(self.service)
+        settings = self.service.settings
         server = Server(
-            reactor, self.wsgi, self.service.settings.client, self.service.next_id, self.service.log.add
+            reactor, self.wsgi, settings.client, settings.limits, self.service.next_id, self.service.log.add
         )
         try:
             self.service.start()

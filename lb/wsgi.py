@@ -27,10 +27,11 @@ REASONS = {
     401: "Unauthorized",
     404: "Not Found",
     405: "Method Not Allowed",
-    408: "Request Timeout",
     409: "Conflict",
+    408: "Request Timeout",
     413: "Content Too Large",
     414: "URI Too Long",
+    417: "Expectation Failed",
     422: "Unprocessable Content",
     431: "Request Header Fields Too Large",
     499: "Client Closed Request",
@@ -69,17 +70,24 @@ def origin_form(target: str) -> tuple[str, str]:
 
 
 def raw_head(environ: dict[str, Any], target: str) -> bytes:
-    """The request line and the end-to-end fields for a backend, each line ended, without the empty one."""
+    """The request line and the fields for a backend, each line ended, without the empty one.
+
+    Beside the end-to-end fields these are what is said anew for the next hop (`lb.hop`).
+    """
     head: bytes | None = environ.get("lb.head")
     if head is not None:
         return head
+    hop: bytes = environ.get("lb.hop") or b""
     fields: Fields | None = environ.get("lb.fields")
     if fields is None:
         fields = _environ_fields(environ)
     name, port = environ["SERVER_NAME"], environ["SERVER_PORT"]
     method, default_host = environ["REQUEST_METHOD"], f"{name}:{port}" if port else "localhost"
-    return request_head(
-        method.encode("latin-1"), target.encode("latin-1"), fields, default_host.encode("latin-1")
+    return (
+        request_head(
+            method.encode("latin-1"), target.encode("latin-1"), fields, default_host.encode("latin-1")
+        )
+        + hop
     )
 
 

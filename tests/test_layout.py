@@ -43,6 +43,7 @@ GROUPS = {
     "config_checks": "config",
     "config_env": "config",
     "config_lines": "config",
+    "config_rows": "config",
     "config_table": "config",
     "state": "state",
     "proxy": "proxy",
@@ -52,6 +53,7 @@ GROUPS = {
     "wsgi": "app",
     "environ": "app",
     "client": "app",
+    "reply": "app",
     "control": "control",
     "server": "worker",
     "worker": "worker",
@@ -63,6 +65,7 @@ GROUPS = {
 
 #: Modules without a test of their own, and why.
 NO_TWIN = {
+    "config_rows": "rows only; tests/config/test_config_table.py reads them",
     "settings": "types and defaults only; tests/config reads into them",
     "cli.__main__": "one call",
     "gunicorn_conf": "hooks only, run by every test that starts gunicorn",

@@ -11,7 +11,8 @@ from lb.cli.output import json_option, print_json, print_table
 from lb.config import read
 from lb.config_checks import mask
 from lb.config_lines import KeyPath, show_path
-from lb.config_table import SECRET, toml_value
+from lb.config_rows import SECRET
+from lb.config_table import toml_value
 from lb.errors import ConfigError
 
 

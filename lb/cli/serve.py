@@ -14,7 +14,8 @@ import lb
 from lb.config import load
 from lb.config_checks import check_value, mask
 from lb.config_env import parse_text
-from lb.config_table import TABLE, Setting, default_text, range_text
+from lb.config_rows import TABLE, Setting
+from lb.config_table import default_text, range_text
 
 
 def _program() -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import Any
 from lb.errors import (
     BadRequest,
     BadResponse,
+    BodyTooLarge,
     ClientGone,
     ProxyError,
     RequestTimeout,
@@ -21,7 +22,7 @@ from lb.errors import (
     UpstreamClosed,
 )
 from lb.proxy.conn import Answered, Conn, Stream
-from lb.proxy.http1 import CHUNKED, LAST_CHUNK, UNTIL_CLOSE, ChunkReader, chunk
+from lb.proxy.http1 import CHUNKED, UNTIL_CLOSE, ChunkReader, chunk, last_chunk
 
 PIECE = 65536
 """Bytes: the most that is read at once where no shared buffer is at hand."""
@@ -49,19 +50,19 @@ def upstream_fault(exc: Exception) -> ProxyError:
 
 
 class BodyReader:
-    """The body of a message: `length` bytes, CHUNKED or UNTIL_CLOSE; `buffered` of it came with the head.
-
-    `before` is called once before the first read from the stream (`100 Continue` is its use).
-    """
+    """The body of a message: `length` bytes, CHUNKED or UNTIL_CLOSE; `buffered` of it came with the head."""
 
     __slots__ = (
-        "_before",
         "_chunks",
         "_fault",
         "_left",
+        "_limit",
         "_ready",
+        "_seen",
         "_stream",
+        "awaited",
         "complete",
+        "go_on",
         "length",
         "passed",
         "rest",
@@ -73,12 +74,14 @@ class BodyReader:
         length: int,
         buffered: bytes,
         fault: Callable[[Exception], ProxyError],
-        before: Callable[[], None] | None = None,
     ) -> None:
         self._stream = stream
         self._fault = fault
-        self._before = before
         self.length = length
+        #: Does its sender wait for `100 Continue` before it sends it? When the body is relayed to a backend
+        #: that one says so; whoever reads it here calls `go_on` first.
+        self.awaited = False
+        self.go_on: Callable[[], None] | None = None
         #: Has the whole body been read from the stream?
         self.complete = False
         #: Content bytes that `relay` has sent on.
@@ -87,6 +90,7 @@ class BodyReader:
         self.rest = b""
         self._ready: list[bytes] = []
         self._left = length
+        self._limit = self._seen = 0
         self._chunks = ChunkReader() if length == CHUNKED else None
         if length >= 0 and len(buffered) >= length:
             self.complete = True
@@ -102,21 +106,39 @@ class BodyReader:
         """Sort fresh bytes into content and what follows the body."""
         if self._chunks is not None:
             try:
-                self._ready += self._chunks.feed(data)
+                pieces = self._chunks.feed(data)
             except ValueError as exc:
                 raise self._fault(exc) from None
+            self._ready += pieces
+            if self._limit:
+                self._check_limit(sum(map(len, pieces)))
             if self._chunks.done:
                 self.complete = True
                 self.rest = self._chunks.rest
         else:
             self._ready.append(data)
+            if self._limit:
+                self._check_limit(len(data))
+
+    def limit_to(self, most: int) -> None:
+        """Let it be at most `most` bytes. Raises BodyTooLarge, now or when more than that has been read."""
+        self._limit = most
+        self._check_limit(max(self.length, sum(map(len, self._ready))))
+
+    def _check_limit(self, more: int) -> None:
+        self._seen += more
+        if self._seen > self._limit:
+            raise BodyTooLarge(f"the body is larger than {self._limit} bytes")
+
+    @property
+    def trailers(self) -> bytes:
+        """The trailer fields that may go on, as lines, once it is complete."""
+        return self._chunks.trailers if self._chunks is not None else b""
 
     def _fill(self) -> None:
         """Read once from the stream. Raises what `fault` makes of an error or an early end."""
         left = self._left
         try:
-            if self._before is not None:
-                self._begin()
             data = self._stream.recv(min(PIECE, left) if left > 0 else PIECE)
         except OSError as exc:
             raise self._fault(exc) from None
@@ -128,11 +150,6 @@ class BodyReader:
             self._ready.append(data)
         else:
             self._take(data)
-
-    def _begin(self) -> None:
-        before, self._before = self._before, None
-        if before is not None:
-            before()
 
     def _ended(self) -> None:
         if self.length != UNTIL_CLOSE:
@@ -201,7 +218,7 @@ class BodyReader:
                     break
                 piece = self.next_piece()
             if chunked:
-                to.sendall(head + LAST_CHUNK)
+                to.sendall(head + last_chunk(self.trailers))
             elif head:
                 to.sendall(head)
             return
@@ -227,8 +244,6 @@ class BodyReader:
                 moved = 0
                 stream.reactor.give_way()
             try:
-                if self._before is not None:
-                    self._begin()
                 got: int = stream.recv_into(scratch[: left if 0 < left < size else size])
             except OSError as exc:
                 raise self._fault(exc) from None
@@ -247,10 +262,17 @@ class BodyReader:
             if self.complete or (stop_on_answer and to.readable()):
                 return
 
+    def _ask(self) -> None:
+        ask, self.go_on = self.go_on, None
+        if self.awaited and ask is not None:
+            self.awaited = False
+            ask()
+
     # What WSGI asks of wsgi.input, and urllib3's users of Response.raw.
 
     def read(self, size: int | None = -1, decode_content: bool | None = None) -> bytes:
         """Up to `size` bytes, all of them when `size` is negative or None; b"" at the end."""
+        self._ask()
         if size is None or size < 0:
             return b"".join(self)
         out = bytearray()
@@ -263,6 +285,7 @@ class BodyReader:
 
     def readline(self, size: int = -1) -> bytes:
         """One line, newline included."""
+        self._ask()
         if size == 0:
             return b""
         out = bytearray()
@@ -286,5 +309,6 @@ class BodyReader:
         return iter(self)
 
     def __iter__(self) -> Iterator[bytes]:
+        self._ask()
         while piece := self.next_piece():
             yield piece

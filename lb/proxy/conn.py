@@ -23,8 +23,6 @@ from typing import Any, Protocol
 
 from greenlet import getcurrent, greenlet
 
-from lb.errors import ClientGone
-
 #: The socket below gevent's and below Python's own wrapper: nothing between a call and the kernel.
 RawSocket = _socket.socket
 
@@ -69,8 +67,8 @@ class Reactor:
         self.switch = greenlet.switch.__get__(hub)
         self.conns: set[Conn] = set()
         self.scratch = memoryview(bytearray(524288))
-        #: Greenlets whose client went away, and the client's connection.
-        self.abandoned: dict[greenlet, Conn] = {}
+        #: Greenlets whose wait is to end with an error, see `doom`.
+        self.doomed: dict[greenlet, tuple[float, Exception, Conn | None]] = {}
         self._timer = self.loop.timer(self.SWEEP)
         self._timer.start(self._sweep)
 
@@ -79,20 +77,29 @@ class Reactor:
         for conn in [c for c in self.conns if c.deadline <= now]:
             if conn.deadline <= now:  # whoever was woken before may have given this one more time
                 conn.expire()
-        if self.abandoned:
-            self._give_up()
+        if self.doomed:
+            self._give_up(now)
         # At most about one percent of the time goes into sweeping, however many connections there are.
         self._timer.stop()
         self._timer = self.loop.timer(max(self.SWEEP, len(self.conns) * 1e-5))
         self._timer.start(self._sweep)
 
-    def _give_up(self) -> None:
-        """Wake the abandoned greenlets that wait for anybody but their client, with ClientGone."""
+    def doom(self, who: greenlet, due: float, fault: Exception, spared: Conn | None) -> None:
+        """From `due` on (by `monotonic`), `fault` ends the wait of `who` for any connection but `spared`."""
+        known = self.doomed.get(who)
+        if known is None or due < known[0]:
+            self.doomed[who] = (due, fault, spared)
+
+    def _give_up(self, now: float) -> None:
+        """Wake those whose time has come, where they wait for a connection."""
+        if not any(due <= now for due, _, _ in self.doomed.values()):
+            return
         for conn in list(self.conns):
             waiting = conn.reader or conn.writer
-            if waiting is not None and self.abandoned.get(waiting, conn) is not conn:
-                del self.abandoned[waiting]
-                conn.interrupt(ClientGone("the client closed its connection"))
+            doom = self.doomed.get(waiting) if waiting is not None else None
+            if waiting is not None and doom is not None and doom[0] <= now and doom[2] is not conn:
+                del self.doomed[waiting]
+                conn.interrupt(doom[1])
 
     def give_way(self) -> None:
         """Let everybody else who is ready have a turn."""
@@ -160,6 +167,11 @@ class Conn:
             self._armed = True
             self._read_io.start(self._on_readable)
 
+    def pause(self) -> None:
+        """Do not watch for input until `arm` is called, or somebody waits for it."""
+        self._armed = False
+        self._read_io.stop()
+
     def _on_readable(self) -> None:
         waiting = self.reader
         if waiting is not None:
@@ -223,6 +235,21 @@ class Conn:
         if self._read_io is None:
             raise ConnectionAbortedError(errno.ECONNABORTED, "closed while waiting")
 
+    def take(self, size: int) -> bytes:
+        """Up to `size` bytes that have arrived; b"" is the end of the stream. BlockingIOError: none have."""
+        return self.sock.recv(size)
+
+    def pending(self) -> bool:
+        """Has this object read what nobody has taken yet? The kernel would not tell of it again."""
+        return False
+
+    def ended(self) -> bool:
+        """Has the other side ended its stream? False while some of it waits to be read. Raises OSError."""
+        try:
+            return not self.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+
     def recv(self, size: int) -> bytes:
         """Wait for input, then read up to `size` bytes; b"" is the end of the stream."""
         while True:
@@ -262,6 +289,10 @@ class Conn:
                 continue
             # In two steps: mypyc evaluates the bounds of such a slice twice.
             rest = rest[taken:]
+
+    def end(self) -> None:
+        """End the sending half. Raises OSError."""
+        self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Stop watching and close the socket. May be called again. Who still waits is woken with an error."""

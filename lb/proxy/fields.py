@@ -19,6 +19,7 @@ from lb.proxy.http1 import (
     LENGTH,
     NAMES,
     UNTIL_CLOSE,
+    UPGRADE,
     content_length,
     tokens,
 )
@@ -83,6 +84,9 @@ class ResponseHead:
                 if not name:
                     raise ValueError("line folding in the head")
             elif kind == LENGTH:
+                if status < 200 or status == 204:
+                    whole = False  # there is no content to measure (RFC 9110, section 8.6)
+                    continue
                 if length >= 0:
                     raise ValueError("more than one Content-Length")
                 length = content_length(value)
@@ -107,6 +111,11 @@ class ResponseHead:
             if coding != b"chunked":
                 raise ValueError("unknown transfer coding")
         self.measured = length >= 0
+        if status == 101:
+            self.length = UNTIL_CLOSE
+            self.lines = response_lines(fields, upgraded=True)
+            self.keep = False
+            return
         if method == "HEAD" or status == 204 or status == 304:
             self.length = 0
         elif coding:
@@ -117,20 +126,31 @@ class ResponseHead:
             keep = b"close" not in listed and (keep or b"keep-alive" in listed)
         self.keep = keep
         first_line = head.index(b"\n") + 1
-        self.lines = head[first_line:-2] if whole else response_lines(fields)
+        self.lines = head[first_line:-2] if whole else response_lines(fields, measured=status != 204)
 
 
-def response_lines(fields: Fields) -> bytes:
-    """The end-to-end fields as lines."""
+def response_lines(fields: Fields, *, measured: bool = True, upgraded: bool = False) -> bytes:
+    """The end-to-end fields as lines; without Content-Length unless `measured`.
+
+    `upgraded`: they announce another protocol, which is said anew for the next hop.
+    """
     gone = nominated(fields)
-    return b"".join(
-        [
-            b"%b: %b\r\n" % (name, value)
-            for name, value in fields
-            if ((kind := NAMES[name].kind) == END_TO_END or kind == LENGTH or kind >= HOST)
-            and NAMES[name].lower not in gone
-        ]
-    )
+    lines = [
+        b"%b: %b\r\n" % (name, value)
+        for name, value in fields
+        if ((kind := NAMES[name].kind) == END_TO_END or (kind == LENGTH and measured) or kind >= HOST)
+        and NAMES[name].lower not in gone
+    ]
+    if upgraded:
+        protocol = b", ".join([value for name, value in fields if NAMES[name].kind == UPGRADE])
+        lines.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % protocol)
+    return b"".join(lines)
+
+
+def interim_head(status: int, reason: bytes, fields: Fields) -> bytes:
+    """An interim answer (1xx) as it goes on, whole."""
+    lines = response_lines(fields, measured=False)
+    return b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, reason, lines)
 
 
 @lru_cache(maxsize=4096)

@@ -8,7 +8,7 @@ attempt failed or the answer came whole, else when the body's iterable is closed
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
@@ -30,10 +30,11 @@ from lb.errors import (
 )
 from lb.model import Backend
 from lb.proxy.body import PIECE, BodyReader
-from lb.proxy.conn import Reactor, Stream
+from lb.proxy.conn import Conn, Reactor, Stream
 from lb.proxy.fields import Fields, response_lines
 from lb.proxy.messages import ProxyRequest, ProxyResponse
 from lb.proxy.transport import IDEMPOTENT, Transport
+from lb.proxy.tunnel import Tunnel
 from lb.proxy.upstream import Upstream
 from lb.settings import PoolConfig
 
@@ -142,12 +143,30 @@ class Answer:
         finally:
             self.sent += raw.passed
 
+    def tunnel(self, client: Conn, head: bytes, ahead: bytes) -> None:
+        """Send `head` (101), then join the two connections until both have ended; `ahead` is for the backend.
+
+        Raises OSError for faults of either, when nothing can be said about them any more.
+        """
+        conn, first = self._response.hand_over()
+        try:
+            client.sendall(head + first)
+            if ahead:
+                conn.sendall(ahead)
+            tunnel = Tunnel(client, conn, self._forwarder.tunnel_idle)
+            try:
+                tunnel.run()
+            finally:
+                self.sent += len(first) + tunnel.to_client
+        finally:
+            conn.close()
+
     def close(self) -> None:
         """Give back the connection and the claim, and write the log's entry; later calls do nothing."""
         if self._done:
             return
         self._done = True
-        cut = self.streams and not self._response.raw.complete
+        cut = self.streams and not self._response.raw.complete and self.status != 101
         self._response.close()
         # What nobody but us could have cut short, the client has.
         self._forwarder.settle(self, self._code or (ClientGone.code if cut else ""))
@@ -172,6 +191,7 @@ class Forwarder:
         self._attempts = max(config.retry.attempts, 1)
         self._max_body = config.retry.max_body
         self._timeout = (config.timeouts.connect, config.timeouts.response)
+        self.tunnel_idle = config.timeouts.tunnel
         self._upstreams: dict[str, Upstream] = {}
         # A session is where adapters are mounted, and no more: its cookies, redirects, proxies and netrc are
         # nothing a proxy may have.
@@ -182,14 +202,28 @@ class Forwarder:
         most = max(config.upstream.max_idle, 1)  # urllib3 takes 0 for "no limit"
         self._session.mount("https://", HTTPAdapter(pool_maxsize=most, max_retries=0))
 
-    def forward(self, entry: Entry, head: bytes, body: BodyReader | bytes | None, started: float) -> Answer:
+    def forward(
+        self,
+        entry: Entry,
+        head: bytes,
+        body: BodyReader | bytes | None,
+        started: float,
+        interim: Callable[[bytes], None] | None = None,
+        upgrade: bool = False,
+    ) -> Answer:
         """The first answer a backend gives to the request with this `head` (whole) and `body`.
 
-        `entry` says what it is, and is filled in on the way. Raises ProxyError when there is no answer.
+        `entry` says what it is, and is filled in on the way. `interim` takes the heads of interim answers;
+        `upgrade`: the request asks for another protocol. Raises ProxyError when there is no answer.
         """
         method = entry.method
         idempotent = method in IDEMPOTENT
-        if isinstance(body, BodyReader) and idempotent and 0 <= body.length <= self._max_body:
+        if (
+            isinstance(body, BodyReader)
+            and idempotent
+            and 0 <= body.length <= self._max_body
+            and not body.awaited  # who waits for the backend's word has not sent it yet
+        ):
             body = body.read()  # small enough to keep for another try
         tried: tuple[str, ...] = ()
         failure: ProxyError | None = None
@@ -200,6 +234,8 @@ class Forwarder:
                 break
             upstream = self._upstreams.get(backend.url) or self._upstream(backend.url)
             request = ProxyRequest(method, upstream, entry.target, head, body)
+            request.interim = interim
+            request.upgrade = upgrade
             try:
                 response = upstream.send(request, stream=True, timeout=self._timeout)
                 entry.upstream = perf_counter() - started

@@ -6,6 +6,7 @@ Pure functions and small parsers over bytes: no I/O. The rules are those of RFC 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 CHUNKED = -1
@@ -16,14 +17,13 @@ UNTIL_CLOSE = -2
 RawFields = Iterable[tuple[bytes, bytes]]
 
 # What a field is to a proxy. Hop-by-hop fields end here (RFC 9110, section 7.6.1).
-END_TO_END, HOP, CONNECTION, LENGTH, CODING, HOST, FORWARDED, EXPECT = range(8)
+END_TO_END, HOP, CONNECTION, LENGTH, CODING, UPGRADE, HOST, FORWARDED, EXPECT = range(9)
 _KINDS = {
     b"connection": CONNECTION,
     b"proxy-connection": HOP,
     b"keep-alive": HOP,
     b"te": HOP,
-    b"trailer": HOP,
-    b"upgrade": HOP,
+    b"upgrade": UPGRADE,
     b"transfer-encoding": CODING,
     b"content-length": LENGTH,
     b"host": HOST,
@@ -32,6 +32,7 @@ _KINDS = {
     b"x-forwarded-proto": FORWARDED,
     b"x-forwarded-host": FORWARDED,
     b"x-forwarded-port": FORWARDED,
+    b"forwarded": FORWARDED,
     b"x-real-ip": FORWARDED,
     b"x-request-id": FORWARDED,
 }
@@ -110,6 +111,27 @@ class UnsupportedTransferCoding(Exception):
     """A transfer coding that this proxy does not speak."""
 
 
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_FIELD_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)\Z")
+# What no trailer may say once the head has been acted on (RFC 9110, section 6.5.1).
+_NEVER_TRAILERS = frozenset(
+    (
+        b"authorization",
+        b"cache-control",
+        b"content-encoding",
+        b"content-range",
+        b"content-type",
+        b"cookie",
+        b"max-forwards",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"set-cookie",
+        b"trailer",
+        b"via",
+        b"www-authenticate",
+    )
+)
+
 # Where a ChunkReader is: in the line with a chunk's size, in its data, at its end, after the last chunk.
 _SIZE, _DATA, _END, _TRAILER = range(4)
 
@@ -118,21 +140,25 @@ class ChunkReader:
     """Takes the chunked coding off a stream of bytes (RFC 9112, section 7.1).
 
     Feed it what arrived; it gives back the content in it. `done` turns true after the last chunk and
-    the trailer section, `rest` is then what followed. Extensions and trailer fields are read and dropped.
-    Strict: CRLF only, hexadecimal digits only.
+    the trailer section, `rest` is then what followed, and `trailers` the lines of the trailer fields that may
+    go on. Extensions are read and dropped. Strict: CRLF only, hexadecimal digits only.
     """
 
-    __slots__ = ("_left", "_line", "_state", "done", "rest")
+    __slots__ = ("_left", "_line", "_state", "_trailing", "done", "rest", "trailers")
 
     MAX_LINE = 4096
     """Bytes: the longest chunk-size line or trailer field."""
+    MAX_TRAILERS = 32768
+    """Bytes: the longest trailer section."""
 
     def __init__(self) -> None:
         self._state = _SIZE
         self._left = 0
         self._line = b""
+        self._trailing = 0
         self.done = False
         self.rest = b""
+        self.trailers = b""
 
     def feed(self, data: bytes) -> list[bytes]:
         """The pieces of content in `data`. Raises ValueError when it is not the chunked coding."""
@@ -174,15 +200,30 @@ class ChunkReader:
         elif self._state == _SIZE:
             if b"\r" in line or b"\0" in line:
                 raise ValueError("control character in chunk size line")
-            digits = line.partition(b";")[0].rstrip(b" \t") if b";" in line else line
+            digits, extended, extension = line.partition(b";")
+            if extended:
+                digits = digits.rstrip(b" \t")
+                if _CONTROL.search(extension):
+                    raise ValueError("control character in chunk extension")
             if not digits or len(digits) > 15 or digits.strip(b"0123456789abcdefABCDEF"):
                 raise ValueError("invalid chunk size")
             self._left = int(digits, 16)
             self._state = _DATA if self._left else _TRAILER
         elif not line:
             self.done = True
-        elif b":" not in line or line[0] in b" \t:" or b"\r" in line or b"\0" in line:
+        else:
+            self._take_trailer(line)
+
+    def _take_trailer(self, line: bytes) -> None:
+        field = _FIELD_LINE.match(line)
+        if field is None:
             raise ValueError("invalid trailer field")
+        self._trailing += len(line) + 2
+        if self._trailing > self.MAX_TRAILERS:
+            raise ValueError("too many trailer fields")
+        name = NAMES[field[1]]
+        if name.kind == END_TO_END and name.lower not in _NEVER_TRAILERS and b"_" not in name.lower:
+            self.trailers += line + b"\r\n"
 
 
 def chunk(data: bytes) -> bytes:
@@ -191,3 +232,8 @@ def chunk(data: bytes) -> bytes:
 
 
 LAST_CHUNK = b"0\r\n\r\n"
+
+
+def last_chunk(trailers: bytes) -> bytes:
+    """The end of a chunked body, with `trailers` as lines."""
+    return b"0\r\n%b\r\n" % trailers if trailers else LAST_CHUNK

@@ -61,6 +61,11 @@ class ProxyRequest(PreparedRequest):
     `url` and `headers` are worked out only when somebody reads them.
     """
 
+    #: Takes the head of each interim answer (1xx), ready to be sent on; None: they are dropped.
+    interim: Any = None
+    #: Did it ask to change the protocol?
+    upgrade: bool = False
+
     def __init__(
         self, method: str, upstream: Upstream, target: str, head: bytes, body: BodyReader | bytes | None
     ) -> None:
@@ -130,6 +135,11 @@ class ProxyResponse(Response):
             whole = self.whole or b""
             self._reader = BodyReader(_NOWHERE, len(whole), whole, upstream_fault)
         return self._reader
+
+    def hand_over(self) -> tuple[Any, bytes]:
+        """The connection, for another protocol (101), and what has arrived on it after the head."""
+        conn, self._conn = self._conn, None
+        return conn, self.raw.buffered()
 
     def stream_from(self, conn: Conn | ThreadConn, rest: bytes, keep: bool) -> None:
         """The body comes from `conn`, `rest` of it is here; `keep` says whether the connection can stay."""

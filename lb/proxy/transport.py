@@ -18,7 +18,7 @@ from requests.adapters import BaseAdapter
 from lb.errors import BadResponse, ResponseTimeout, UpstreamClosed
 from lb.proxy.body import BodyReader, client_fault
 from lb.proxy.conn import NEVER, Conn, Reactor, ThreadConn
-from lb.proxy.fields import ResponseHead
+from lb.proxy.fields import ResponseHead, interim_head
 from lb.proxy.http1 import UNTIL_CLOSE
 from lb.proxy.messages import Pieces, ProxyRequest, ProxyResponse
 from lb.proxy.upstream import Upstream, went_away
@@ -96,7 +96,7 @@ class Transport(BaseAdapter):
                 conn.timeout = response_timeout
                 data = conn.recv(MAX_HEAD)
             else:
-                data, sent = self._send_with_body(request.head, body, conn)
+                data, sent = self._send_with_body(request, body, conn)
                 if not data:
                     conn.timeout = response_timeout
                     data = conn.recv(MAX_HEAD)
@@ -107,7 +107,7 @@ class Transport(BaseAdapter):
             except (IncompleteError, ParseError):
                 parsed = {"status": 0}
             if parsed["status"] < 200:
-                parsed, data = self._read_on(conn, data)
+                parsed, data = self._read_on(request, conn, data)
             end = parsed["consumed"]
             fields = parsed["headers"]
             method, status, minor = request.method or "", parsed["status"], parsed["minor_version"]
@@ -140,16 +140,17 @@ class Transport(BaseAdapter):
         return response
 
     def _send_with_body(
-        self, head: bytes, body: BodyReader | bytes, conn: Conn | ThreadConn
+        self, request: ProxyRequest, body: BodyReader | bytes, conn: Conn | ThreadConn
     ) -> tuple[bytes, bool]:
         """Send head and body. Returns what the backend had answered before all was sent; and was it sent?"""
+        head = request.head
         if isinstance(body, bytes):
             conn.sendall(head + body)
             return b"", True
         try:
             body.relay(conn, chunked=body.length < 0, stop_on_answer=True, head=head)
             while not body.complete:
-                data = self._skip_interim(conn)
+                data = self._answered(request, conn)
                 if data:
                     return data, False
                 body.relay(conn, chunked=body.length < 0, stop_on_answer=True)
@@ -162,8 +163,8 @@ class Transport(BaseAdapter):
             return data, False
         return b"", True
 
-    def _skip_interim(self, conn: Conn | ThreadConn) -> bytes:
-        """Read what a backend says while it is still being sent a body, without interim answers (1xx)."""
+    def _answered(self, request: ProxyRequest, conn: Conn | ThreadConn) -> bytes:
+        """Read what a backend says while it is still being sent a body; b"" if only interim answers (1xx)."""
         data = b""
         while True:
             more = conn.recv(MAX_HEAD)
@@ -171,10 +172,10 @@ class Transport(BaseAdapter):
                 raise ConnectionResetError(errno.ECONNRESET, "closed within the request")
             data += more
             try:
-                while data and (parsed := parse_response(data))["status"] < 200:
+                while data and 100 <= (parsed := parse_response(data))["status"] < 200:
                     if parsed["status"] == 101:
                         return data
-                    data = data[parsed["consumed"] :]
+                    data = self._interim(request, parsed, data)
             except ParseError:
                 return data
             except IncompleteError:
@@ -183,10 +184,12 @@ class Transport(BaseAdapter):
                 continue
             return data
 
-    def _read_on(self, conn: Conn | ThreadConn, data: bytes) -> tuple[dict[str, Any], bytes]:
+    def _read_on(
+        self, request: ProxyRequest, conn: Conn | ThreadConn, data: bytes
+    ) -> tuple[dict[str, Any], bytes]:
         """Read until the final head is there. Returns it parsed, and all bytes from its beginning.
 
-        Raises ValueError for what is no answer, OSError. Interim answers (1xx) are dropped.
+        Raises ValueError for what is no answer, OSError, ClientGone.
         """
         seen = 0
         while True:
@@ -202,13 +205,23 @@ class Transport(BaseAdapter):
                     raise ValueError("closed within the head") from None
                 data += more
                 continue
-            if parsed["status"] >= 200:
+            status = parsed["status"]
+            if status >= 200 or (status == 101 and request.upgrade):
                 return parsed, data
-            if parsed["status"] == 101:
+            if status == 101:
                 raise ValueError("101 without a request for it")
-            if parsed["status"] < 100:
-                raise ValueError(f"the status is {parsed['status']}")
-            data, seen = data[parsed["consumed"] :], 0
+            if status < 100:
+                raise ValueError(f"the status is {status}")
+            data, seen = self._interim(request, parsed, data), 0
+
+    def _interim(self, request: ProxyRequest, parsed: dict[str, Any], data: bytes) -> bytes:
+        """Pass on the interim answer that `data` begins with; returns what follows it."""
+        end, fields = parsed["consumed"], parsed["headers"]
+        if data.count(b"\r\n", 0, end) != len(fields) + 2 or not all(name for name, _ in fields):
+            raise ValueError("an interim answer that is not exactly one head")
+        if request.interim is not None:
+            request.interim(interim_head(parsed["status"], parsed["message"], fields))
+        return data[end:]
 
     def _adopt(self, request: PreparedRequest) -> ProxyRequest:
         """A plain PreparedRequest, as `requests` makes them, in this transport's terms."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lb.config_table import TABLE
+from lb.config_rows import TABLE
 from tests.cli.conftest import Lb
 from tests.support.run import Process, clean_env, descendants, eventually, free_port, python
 

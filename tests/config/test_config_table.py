@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lb.config_checks import check_value
-from lb.config_table import BY_ENV, BY_KEY, LEAVES, TABLE, Setting, markdown
+from lb.config_rows import TABLE, Setting
+from lb.config_table import BY_ENV, BY_KEY, LEAVES, markdown
 
 ROOT = Path(__file__).parents[2]
 

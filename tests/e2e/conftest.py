@@ -84,7 +84,9 @@ class Site:
         for host, pool in self.HOSTS.items():
             lines += ["[[routes]]", f'host = "{host}"', f'pool = "{pool}"']
         self.balancer: Balancer = system.balancer(
-            worker=worker, config="\n".join(lines), env={"LB_CLIENT_IDLE_TIMEOUT": "3"}
+            worker=worker,
+            config="\n".join(lines),
+            env={"LB_CLIENT_IDLE_TIMEOUT": "3", "LB_CLIENT_HALF_CLOSE": "1"},
         )
         self.balancer.tracebacks = worker == "gthread"
 

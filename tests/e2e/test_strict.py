@@ -41,8 +41,6 @@ HOST = b"Host: t.example\r\n"
 MALFORMED = {
     "no version": b"GET /\r\n\r\n",
     "another protocol": b"GET / FTP/1.1\r\n" + HOST + b"\r\n",
-    "version 2.0": b"GET / HTTP/2.0\r\n" + HOST + b"\r\n",
-    "version 1.2": b"GET / HTTP/1.2\r\n" + HOST + b"\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
     "no target": b"GET  HTTP/1.1\r\n" + HOST + b"\r\n",
     "a space in the target": b"GET /a b HTTP/1.1\r\n" + HOST + b"\r\n",
@@ -71,6 +69,18 @@ MALFORMED = {
 @pytest.mark.parametrize("name", MALFORMED)
 def test_malformed(site: Site, name: str) -> None:
     assert refused(site, MALFORMED[name]).status == 400
+
+
+def test_a_later_minor_version_is_read_as_the_one_we_know(site: Site) -> None:
+    """RFC 9110, section 2.5."""
+    with site.client() as client:
+        client.send(b"GET /x HTTP/1.2\r\n" + HOST + b"\r\n")
+        assert client.read_answer().status == 200
+    assert site.one.requests[0].head.startswith(b"GET /x HTTP/1.1\r\n")
+
+
+def test_another_major_version(site: Site) -> None:
+    assert refused(site, b"GET / HTTP/2.0\r\n" + HOST + b"\r\n").status == 505
 
 
 FRAMING = {

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from lb.errors import (
     BadRequest,
     BadResponse,
+    BodyTooLarge,
     ClientGone,
     ProxyError,
     RequestTimeout,
@@ -181,31 +182,53 @@ def test_errors_of_the_destination_stay_as_they_are() -> None:
         reader(5, b"hello").relay(Broken(), chunked=False)  # type: ignore[arg-type]
 
 
-def test_before_is_called_once_before_the_first_read() -> None:
+@pytest.mark.parametrize("how", ["read", "readline", "iterate"])
+def test_whoever_reads_an_awaited_body_asks_for_it_once(how: str) -> None:
     calls: list[str] = []
-    body = reader(4, b"ab", b"c", b"d", before=lambda: calls.append("called"))
-    assert body.next_piece() == b"ab"
-    assert calls == []
+    body = reader(4, b"", b"ab", b"cd")
+    body.awaited, body.go_on = True, lambda: calls.append("called")
+    if how == "read":
+        assert body.read(2) == b"ab"
+    elif how == "readline":
+        assert body.readline() == b"abcd"
+    else:
+        assert list(body) == [b"ab", b"cd"]
     body.read()
     assert calls == ["called"]
+    assert not body.awaited
 
 
-def test_before_is_not_called_for_a_body_that_is_here() -> None:
+def test_who_relays_an_awaited_body_leaves_the_word_to_the_destination() -> None:
     calls: list[str] = []
-    reader(2, b"ab", before=lambda: calls.append("called")).read()
+    body, sink = reader(4, b"", b"ab", b"cd"), Sink()
+    body.awaited, body.go_on = True, lambda: calls.append("called")
+    body.relay(sink, chunked=False)  # type: ignore[arg-type]
+    assert sink.got == b"abcd"
     assert calls == []
 
 
-@pytest.mark.parametrize("how", ["read", "relay"])
-def test_an_error_of_before_is_the_sources(how: str) -> None:
-    """`100 Continue` goes to the client: the backend has no part in that."""
+# Limits.
 
-    def before() -> None:
-        raise BrokenPipeError
 
-    body = reader(4, b"", b"abcd", before=before)
-    with pytest.raises(ClientGone):
-        body.read() if how == "read" else body.relay(Sink(), chunked=False)  # type: ignore[arg-type]
+def test_a_length_beyond_the_limit_is_refused_at_once() -> None:
+    reader(5, b"").limit_to(5)
+    with pytest.raises(BodyTooLarge):
+        reader(6, b"").limit_to(5)
+
+
+def test_a_chunked_body_is_refused_when_it_has_grown_beyond_the_limit() -> None:
+    body = reader(CHUNKED, b"3\r\nabc\r\n", b"2\r\nde\r\n", b"1\r\nf\r\n", b"0\r\n\r\n")
+    body.limit_to(5)
+    assert body.next_piece() == b"abc"
+    assert body.next_piece() == b"de"
+    with pytest.raises(BodyTooLarge):
+        body.next_piece()
+
+
+def test_trailers_follow_the_last_chunk() -> None:
+    body, sink = reader(CHUNKED, b"1\r\na\r\n0\r\nX: y\r\nHost: z\r\n\r\n"), Sink()
+    body.relay(sink, chunked=True)  # type: ignore[arg-type]
+    assert sink.got == b"1\r\na\r\n0\r\nX: y\r\n\r\n"
 
 
 # Stopping early.

@@ -122,11 +122,14 @@ class Peer:
             size = int(line.partition(b";")[0], 16)
             data = self.read(size) if size else b""
             end = self._line()
+            while not size and end != b"\r\n":  # a trailer field
+                data += end
+                end = self._line()
             assert end == b"\r\n", f"not the end of a chunk: {end!r}"
             raw += line + data + end
-            content += data
             if not size:
                 return bytes(content), bytes(raw)
+            content += data
 
     def _line(self) -> bytes:
         while b"\n" not in self._buffer:

@@ -19,7 +19,7 @@ from lb.accesslog import Entry
 from lb.client import WsgiApp
 from lb.proxy.conn import RawSocket, Reactor
 from lb.server import Server
-from lb.settings import ClientSettings
+from lb.settings import ClientSettings, LimitSettings
 
 T = TypeVar("T")
 
@@ -37,9 +37,11 @@ class Serving:
         app: WsgiApp,
         settings: ClientSettings = ClientSettings(),  # noqa: B008 - frozen
         path: Path | None = None,
+        limits: LimitSettings = LimitSettings(),  # noqa: B008 - frozen
     ) -> None:
         self._app = app
         self._settings = settings
+        self._limits = limits
         self._path = path
         #: What was written to the access log.
         self.logged: list[Entry] = []
@@ -63,7 +65,9 @@ class Serving:
         self._stop = Event()
         self._number = 0
         self.reactor = Reactor(hub)
-        self.server = Server(self.reactor, self._app, self._settings, self._next_id, self.logged.append)
+        self.server = Server(
+            self.reactor, self._app, self._settings, self._limits, self._next_id, self.logged.append
+        )
         self.server.listen(self._listener(), "data", ENVIRON)
         self._ready.set()
         self._stop.wait()

@@ -1,0 +1,321 @@
+"""The rows of the table of settings: names, ranges and words for people.
+
+Types and defaults stand in `lb.settings` only; what is made of the two is in `lb.config_table`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from lb.algorithms import ALGORITHMS
+
+#: Keys that are never shown, and have no flag: the arguments of a process are public.
+SECRET = frozenset({"control_token"})
+
+#: Stands for the name of a pool in a key; an environment variable sets the pool `default`.
+NAME = "NAME"
+
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One row. `env` "" means: in the file only. `low` and `high` are inclusive, of numbers only."""
+
+    key: str
+    env: str
+    text: str
+    unit: str = ""
+    low: float = 0
+    high: float = 0
+    choices: tuple[str, ...] = ()
+
+    @property
+    def flag(self) -> str:
+        """The flag of `lb serve`, "" if it has none."""
+        if not self.env or self.key in SECRET:
+            return ""
+        return "--" + self.env.removeprefix("LB_").lower().replace("_", "-")
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """Where the environment variable writes: the key with `default` for the pool's name."""
+        return tuple("default" if part == NAME else part for part in self.key.split("."))
+
+    @property
+    def limits(self) -> bool:
+        """Is it a number with a range?"""
+        return self.high > self.low
+
+
+DAY = 86400
+MIB = 1 << 20
+
+TABLE: tuple[Setting, ...] = (
+    Setting("bind", "LB_BIND", "where clients connect: `host:port`, `[v6]:port` or `unix:/path`"),
+    Setting(
+        "control_bind",
+        "LB_CONTROL_BIND",
+        "where the control side answers (API, metrics, `/healthz`, `/readyz`); "
+        "anything but loopback or `unix:` needs `control_token`",
+    ),
+    Setting(
+        "control_token",
+        "LB_CONTROL_TOKEN",
+        "the bearer token that the control API asks for; empty: none (no flag: arguments are public)",
+    ),
+    Setting(
+        "redis_url",
+        "LB_REDIS_URL",
+        "the shared state; empty: the embedded store in `runtime_dir`",
+    ),
+    Setting(
+        "runtime_dir",
+        "LB_RUNTIME_DIR",
+        "socket and data of the embedded store; empty: `$XDG_RUNTIME_DIR/lb`, "
+        "else a private folder of the user's under the temporary directory",
+    ),
+    Setting("workers", "LB_WORKERS", "worker processes; 0: one per core", high=1024),
+    Setting(
+        "graceful_timeout",
+        "LB_GRACEFUL_TIMEOUT",
+        "how long a worker that is asked to stop may finish what it serves",
+        "s",
+        0,
+        DAY,
+    ),
+    Setting(
+        "client.keepalive",
+        "LB_CLIENT_KEEPALIVE",
+        "how long a client's connection may idle between requests",
+        "s",
+        0.1,
+        DAY,
+    ),
+    Setting(
+        "client.header",
+        "LB_CLIENT_HEADER_TIMEOUT",
+        "how long the head of a request may take",
+        "s",
+        0.1,
+        DAY,
+    ),
+    Setting(
+        "client.idle",
+        "LB_CLIENT_IDLE_TIMEOUT",
+        "how long a client may pause while it sends or receives a body",
+        "s",
+        0.1,
+        DAY,
+    ),
+    Setting(
+        "client.request",
+        "LB_CLIENT_REQUEST_TIMEOUT",
+        "how long a request and its answer may take together; 0: any time",
+        "s",
+        0,
+        DAY,
+    ),
+    Setting(
+        "client.half_close",
+        "LB_CLIENT_HALF_CLOSE",
+        "how long a client that has ended its sending side may wait for its answer; 0: it counts as gone",
+        "s",
+        0,
+        DAY,
+    ),
+    Setting(
+        "client.stream_close_delay",
+        "LB_CLIENT_STREAM_CLOSE_DELAY",
+        "how long a worker that is asked to stop keeps WebSockets and other upgraded connections open",
+        "s",
+        0,
+        DAY,
+    ),
+    Setting(
+        "client.connections",
+        "LB_CLIENT_CONNECTIONS",
+        "connections that one worker takes",
+        low=1,
+        high=1_000_000,
+    ),
+    Setting(
+        "client.proxy_protocol",
+        "LB_PROXY_PROTOCOL",
+        "does every connection to the data listener begin with a PROXY protocol header, version 1 or 2",
+    ),
+    Setting(
+        "limits.request_line",
+        "LB_LIMIT_REQUEST_LINE",
+        "longest first line of a request; else 414",
+        "bytes",
+        64,
+        MIB,
+    ),
+    Setting("limits.fields", "LB_LIMIT_FIELDS", "most fields of a request; else 431", low=1, high=200),
+    Setting(
+        "limits.field_size", "LB_LIMIT_FIELD_SIZE", "longest field of a request; else 431", "bytes", 64, MIB
+    ),
+    Setting("limits.head", "LB_LIMIT_HEAD", "longest head of a request; else 431", "bytes", 256, 16 * MIB),
+    Setting(
+        "limits.body", "LB_LIMIT_BODY", "longest body of a request, else 413; 0: any", "bytes", 0, 1 << 50
+    ),
+    Setting(
+        "trusted_proxies",
+        "LB_TRUSTED_PROXIES",
+        "networks (CIDR) of proxies in front, whose `X-Forwarded-…`, `Forwarded` and `X-Request-Id` are "
+        "believed; in the environment separated by commas",
+    ),
+    Setting("forwarded", "LB_FORWARDED", "is `Forwarded` (RFC 7239) sent to backends, too"),
+    Setting(
+        "log.access",
+        "LB_ACCESS_LOG",
+        "the access log, one JSON object a line: `-` standard output, `off`, else the path of a file",
+    ),
+    Setting("log.level", "LB_LOG_LEVEL", "of the error log", choices=LOG_LEVELS),
+    Setting(
+        "pools.NAME.algorithm",
+        "LB_ALGORITHM",
+        "how a backend is chosen",
+        choices=ALGORITHMS,
+    ),
+    Setting(
+        "pools.NAME.backends",
+        "LB_BACKENDS",
+        "the servers; in the environment `URL[;weight=N][;max_connections=N]`, separated by commas, "
+        "in place of those of the file",
+    ),
+    Setting(
+        "pools.NAME.backends[].url", "", "`http://host:port`, `https://host:port` or `http+unix://%2Fpath`"
+    ),
+    Setting("pools.NAME.backends[].weight", "", "its share of the traffic; 0: no new traffic", high=1000),
+    Setting(
+        "pools.NAME.backends[].max_connections",
+        "",
+        "connections at a time from the whole fleet; 0: no cap",
+        high=1_000_000,
+    ),
+    Setting("pools.NAME.backends[].id", "", "its name; empty: `host:port` of its URL"),
+    Setting("pools.NAME.timeouts.connect", "LB_CONNECT_TIMEOUT", "to connect to a backend", "s", 0.001, DAY),
+    Setting(
+        "pools.NAME.timeouts.response",
+        "LB_RESPONSE_TIMEOUT",
+        "from the end of the request to the first byte of the answer",
+        "s",
+        0.001,
+        DAY,
+    ),
+    Setting(
+        "pools.NAME.timeouts.idle",
+        "LB_IDLE_TIMEOUT",
+        "between two bytes of a body to or from a backend",
+        "s",
+        0.001,
+        DAY,
+    ),
+    Setting(
+        "pools.NAME.timeouts.tunnel",
+        "LB_TUNNEL_TIMEOUT",
+        "between two bytes, in either direction, of a WebSocket or another upgraded connection",
+        "s",
+        0.001,
+        30 * DAY,
+    ),
+    Setting(
+        "pools.NAME.retry.attempts",
+        "LB_RETRY_ATTEMPTS",
+        "backends tried for one request, the first included; 1: no retry",
+        low=1,
+        high=100,
+    ),
+    Setting(
+        "pools.NAME.retry.max_body",
+        "LB_RETRY_MAX_BODY",
+        "the largest request body that is kept for another try",
+        "bytes",
+        0,
+        64 * MIB,
+    ),
+    Setting(
+        "pools.NAME.upstream.max_idle",
+        "LB_UPSTREAM_MAX_IDLE",
+        "kept-alive connections to each backend that may idle in each worker; 0: none is kept",
+        high=100_000,
+    ),
+    Setting(
+        "pools.NAME.upstream.idle_timeout",
+        "LB_UPSTREAM_IDLE_TIMEOUT",
+        "how long such a connection may idle",
+        "s",
+        0.1,
+        DAY,
+    ),
+    Setting(
+        "pools.NAME.host",
+        "LB_UPSTREAM_HOST",
+        "the `Host` that backends are sent: empty for the client's own, `backend` for that of the backend's "
+        "URL, else this one",
+    ),
+    Setting(
+        "pools.NAME.tls.verify",
+        "LB_UPSTREAM_TLS_VERIFY",
+        "are the certificates of `https://` backends checked",
+    ),
+    Setting(
+        "pools.NAME.tls.ca",
+        "LB_UPSTREAM_TLS_CA",
+        "PEM file with the authorities for that; empty: the system's",
+    ),
+    Setting(
+        "pools.NAME.tls.certificate",
+        "LB_UPSTREAM_TLS_CERTIFICATE",
+        "PEM file with the certificate shown to backends",
+    ),
+    Setting("pools.NAME.tls.key", "LB_UPSTREAM_TLS_KEY", "PEM file with its private key"),
+    Setting("pools.NAME.health.enabled", "LB_HEALTH_ENABLED", "are the backends probed"),
+    Setting(
+        "pools.NAME.health.type", "LB_HEALTH_TYPE", "ask over HTTP, or only connect", choices=("http", "tcp")
+    ),
+    Setting("pools.NAME.health.path", "LB_HEALTH_PATH", "what an HTTP probe asks for"),
+    Setting(
+        "pools.NAME.health.status", "LB_HEALTH_STATUS", "the answers that are a success: codes and ranges"
+    ),
+    Setting(
+        "pools.NAME.health.interval",
+        "LB_HEALTH_INTERVAL",
+        "time between two probes of a backend; 0: what `lb-health --interval` says",
+        "s",
+        0,
+        DAY,
+    ),
+    Setting("pools.NAME.health.timeout", "LB_HEALTH_TIMEOUT", "of one probe", "s", 0.001, DAY),
+    Setting(
+        "pools.NAME.health.jitter",
+        "LB_HEALTH_JITTER",
+        "by how much a probe may be early or late",
+        "share of the interval",
+        0,
+        1,
+    ),
+    Setting(
+        "pools.NAME.health.rise", "LB_HEALTH_RISE", "successes in a row that make it up", low=1, high=1000
+    ),
+    Setting(
+        "pools.NAME.health.fall", "LB_HEALTH_FALL", "failures in a row that make it down", low=1, high=1000
+    ),
+    Setting("routes[].pool", "", "the pool that gets the requests; left out for a redirect"),
+    Setting("routes[].host", "", "`www.example.com`, `*.example.com` for all names under it; empty: any"),
+    Setting("routes[].path", "", "what the path must start with, in whole segments"),
+    Setting("routes[].strip_prefix", "", "is `path` taken off before the request goes on"),
+    Setting(
+        "routes[].redirect",
+        "",
+        "`https`: requests over plain HTTP are sent there (308)",
+        choices=("", "https"),
+    ),
+    Setting("routes[].request.set", "", "fields of the request that replace all of their name"),
+    Setting("routes[].request.add", "", "fields that are added to the request"),
+    Setting("routes[].request.remove", "", "names of fields that are taken out of the request"),
+    Setting("routes[].response.set", "", "fields of the answer that replace all of their name"),
+    Setting("routes[].response.add", "", "fields that are added to the answer"),
+    Setting("routes[].response.remove", "", "names of fields that are taken out of the answer"),
+)
