@@ -14,9 +14,18 @@ from typing import Any
 
 from lb.accesslog import Entry
 from lb.errors import NoPool, ProxyError
-from lb.proxy.fields import forwarded
 from lb.service import Service
-from lb.wsgi import StartResponse, client_body, listener, problem, raw_head, raw_target
+from lb.wsgi import (
+    StartResponse,
+    client_body,
+    https_redirect,
+    listener,
+    problem,
+    raw_fields,
+    raw_head,
+    raw_target,
+    variables,
+)
 
 _service: Service | None = None
 
@@ -31,31 +40,41 @@ def application(environ: dict[str, Any], start_response: StartResponse) -> Itera
         return service.control(environ, start_response)
     host, client = environ.get("HTTP_HOST", ""), environ.get("REMOTE_ADDR", "")
     entry = Entry(time(), service.next_id(), client, environ["REQUEST_METHOD"], host, raw_target(environ))
+    forwarding = service.forwarding
+    if not forwarding.plain:
+        fields = raw_fields(environ)
+        entry.client = forwarding.client(client, fields)
+        entry.id = forwarding.request_id(client, fields) or entry.id
     try:
-        pool = service.router.only or service.router.match(host, environ["PATH_INFO"])
-        if pool is None:
+        route = service.router.only or service.router.match(host, environ["PATH_INFO"])
+        if route is None:
             raise NoPool(f"no route for {host}{environ['PATH_INFO']}")
-        head = b"".join(
-            (
-                raw_head(environ, entry.target),
-                forwarded(client, environ["wsgi.url_scheme"], environ["SERVER_PORT"]),
-                b"X-Forwarded-Host: ",
-                host.encode("latin-1"),
-                b"\r\nX-Request-Id: ",
-                entry.id.encode(),
-                b"\r\n\r\n",
-            )
-        )
+        if route.redirect and service.scheme(environ) == "http":
+            answered = https_redirect(environ, start_response, entry)
+            entry.duration = perf_counter() - started
+            service.log.add(entry)
+            return answered
+        if not route.pool:
+            raise NoPool(f"the route for {host}{environ['PATH_INFO']} only redirects to https")
+        target = route.strip(entry.target) if route.prefix else entry.target
+        head = b"".join((raw_head(environ, target), service.about_client(environ, host), b"X-Request-Id: "))
+        head += entry.id.encode() + b"\r\n\r\n"
+        if route.request is not None:
+            line, _, lines = head.partition(b"\r\n")
+            edited = route.request.apply(lines[:-2], variables(environ, entry))
+            head = b"%b\r\n%b\r\n" % (line, edited)
         body = client_body(environ)
         if body is not None and service.body_limit:
             body.limit_to(service.body_limit)
-        answer = service.forwarders[pool].forward(
+        answer = service.forwarders[route.pool].forward(
             entry, head, body, started, environ.get("lb.interim"), environ.get("lb.upgrade") is True
         )
     except ProxyError as exc:
         entry.status, entry.code, entry.duration = exc.status, exc.code, perf_counter() - started
         service.log.add(entry)
         return problem(exc, environ, start_response, entry.id)
+    if route.response is not None:
+        answer.lines = route.response.apply(answer.lines, variables(environ, entry))
     start_raw: Callable[[int, str, bytes, bool], None] | None = environ.get("lb.start")
     if start_raw is not None:  # our own worker takes the fields as they came
         start_raw(answer.status, answer.reason, answer.lines, answer.measured)

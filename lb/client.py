@@ -39,6 +39,7 @@ from lb.errors import (
 from lb.proxy.body import BodyReader, client_fault
 from lb.proxy.conn import Conn
 from lb.proxy.http1 import UnsupportedTransferCoding, request_body
+from lb.proxyprotocol import parse as parse_proxy
 from lb.reply import Reply
 from lb.settings import LimitSettings
 from lb.wsgi import problem
@@ -109,9 +110,9 @@ class Host(Protocol):
 class Client(Reply):
     """A connection, from accept to close."""
 
-    __slots__ = ("base", "busy_since", "greenlet", "host", "idle_since", "pending")
+    __slots__ = ("base", "busy_since", "greenlet", "host", "idle_since", "pending", "unannounced")
 
-    def __init__(self, host: Host, conn: Conn, base: dict[str, Any]) -> None:
+    def __init__(self, host: Host, conn: Conn, base: dict[str, Any], unannounced: bool = False) -> None:
         super().__init__(conn)
         self.host = host
         #: The environ of each request before its head is filled in.
@@ -125,6 +126,8 @@ class Client(Reply):
         self.idle_since = monotonic()
         #: When the request began that is served now; 0 between two.
         self.busy_since = 0.0
+        #: Does a PROXY protocol header have to come first?
+        self.unannounced = unannounced
         #: Who serves it while it is not idle.
         self.greenlet: Any = None
         conn.idle = self._on_readable
@@ -148,8 +151,29 @@ class Client(Reply):
             return
         if self.pending:
             data = self.pending + data
+        if self.unannounced:
+            data = self._announce(data)
+            if not data:
+                return
         conn.idle = None
         self.host.run(self, data)
+
+    def _announce(self, data: bytes) -> bytes:
+        """Take the PROXY protocol header from the front of `data`; b"" when nothing follows it yet."""
+        try:
+            found = parse_proxy(data)
+        except ValueError:
+            self.close()
+            return b""
+        if found is None:
+            self.pending = data
+            return b""
+        source, consumed = found
+        if source is not None:
+            self.base["REMOTE_ADDR"], self.base["REMOTE_PORT"] = source
+        self.unannounced = False
+        self.pending = b""
+        return data[consumed:]
 
     def _on_early(self) -> None:
         """Something came while a request is served: the next one, or the end.
@@ -212,7 +236,8 @@ class Client(Reply):
                 continue
             except _MALFORMED as exc:
                 if isinstance(exc, InvalidHTTPVersion) and (later := _LATER.match(data)):
-                    data = b"%b1\r\n%b" % (later[1], data[later.end() :])
+                    first = later.end()
+                    data = b"%b1\r\n%b" % (later[1], data[first:])
                     continue
                 if not isinstance(exc, InvalidRequestMethod):
                     self._refuse(limits.refusal(exc, data))

@@ -1,14 +1,62 @@
-"""Which pool a request belongs to. Pure.
+"""Where a request goes: which pool, and what is changed on the way. Pure.
 
 Routes are matched by host first (an exact name before a `*.suffix`, that before any host), then by the
 longest path prefix; a prefix ends at a path segment: `/api` matches `/api` and `/api/x`, not `/apix`.
+Matched is the decoded path with its dot segments resolved (RFC 3986, section 5.2.4), as a backend would
+read it, so that no spelling slips past a route; forwarded is the path as it came.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from urllib.parse import unquote_to_bytes
 
+from lb.edits import Edits, edits
+from lb.errors import BadRequest
 from lb.settings import Route
+
+
+class Destination:
+    """What a route says. `prefix` is what it takes off the path; `request` and `response` edit the fields."""
+
+    __slots__ = ("plain", "pool", "prefix", "redirect", "request", "response")
+
+    def __init__(self, route: Route) -> None:
+        self.pool = route.pool
+        self.prefix = route.path.rstrip("/") if route.strip_prefix else ""
+        self.redirect = route.redirect == "https"
+        self.request: Edits | None = edits(route.request)
+        self.response: Edits | None = edits(route.response)
+        #: Is there nothing to do but to forward?
+        self.plain = not (self.prefix or self.redirect or self.request or self.response)
+
+    def strip(self, target: str) -> str:
+        """`target` without the prefix, all else byte for byte. Raises BadRequest where that is not clear."""
+        path, mark, query = target.partition("?")
+        count = self.prefix.count("/") + 1
+        segments = path.split("/")
+        if decoded("/".join(segments[:count])) != self.prefix or "/." in decoded(path):
+            raise BadRequest("the path cannot be taken apart at the route's prefix")
+        return "/" + "/".join(segments[count:]) + mark + query
+
+
+def decoded(path: str) -> str:
+    """A path without its percent-encoding."""
+    return unquote_to_bytes(path.encode("latin-1")).decode("latin-1") if "%" in path else path
+
+
+def resolved(path: str) -> str:
+    """A decoded path without dot segments (RFC 3986, section 5.2.4)."""
+    out: list[str] = []
+    segments = path.split("/")[1:]
+    for segment in segments:
+        if segment == "..":
+            del out[-1:]
+        elif segment != ".":
+            out.append(segment)
+    if segments and segments[-1] in (".", ".."):
+        out.append("")
+    return "/" + "/".join(out)
 
 
 def host_name(host: str) -> str:
@@ -18,33 +66,39 @@ def host_name(host: str) -> str:
     return host.partition(":")[0].lower().rstrip(".")
 
 
+Table = dict[str, Destination]
+"""Path prefix without a slash at its end → where it leads."""
+
+
 class Router:
     """The routes of a configuration. Without any, everything goes to `default`."""
 
     def __init__(self, routes: Iterable[Route], default: str) -> None:
-        self._exact: dict[str, list[tuple[str, str]]] = {}
-        self._suffix: dict[str, list[tuple[str, str]]] = {}
-        self._any: list[tuple[str, str]] = []
+        self._exact: dict[str, Table] = {}
+        self._suffix: dict[str, Table] = {}
+        self._any: Table = {}
         count = 0
         for count, route in enumerate(routes, 1):  # noqa: B007
             host = route.host.lower()
-            prefix = route.path.rstrip("/")
             if not host or host == "*":
                 table = self._any
             elif host.startswith("*."):
-                table = self._suffix.setdefault(host[1:], [])
+                table = self._suffix.setdefault(host[1:], {})
             else:
-                table = self._exact.setdefault(host, [])
-            table.append((prefix, route.pool))
-        for table in [self._any, *self._exact.values(), *self._suffix.values()]:
-            table.sort(key=lambda entry: -len(entry[0]))
-        #: The one pool, if there are no routes: nothing to look up per request.
-        self.only = default if count == 0 else None
+                table = self._exact.setdefault(host, {})
+            table.setdefault(route.path.rstrip("/"), Destination(route))
+        #: The one destination, if there are no routes: nothing to look up per request.
+        self.only = Destination(Route(pool=default)) if count == 0 else None
 
-    def match(self, host: str, path: str) -> str | None:
-        """The pool's name, or None when no route matches. `path` is without the query."""
+    def match(self, host: str, path: str) -> Destination | None:
+        """Where `path`, decoded and without the query, leads; None when no route matches.
+
+        Costs a look-up per label of the host and segment of the path, however many routes there are.
+        """
         if self.only is not None:
             return self.only
+        if "/." in path:
+            path = resolved(path)
         name = host_name(host)
         tables = [self._exact.get(name)]
         at = name.find(".")
@@ -53,7 +107,21 @@ class Router:
             at = name.find(".", at + 1)
         tables.append(self._any)
         for table in tables:
-            for prefix, pool in table or ():
-                if path.startswith(prefix) and (len(path) == len(prefix) or path[len(prefix)] == "/"):
-                    return pool
+            if table:
+                found = longest(table, path)
+                if found is not None:
+                    return found
         return None
+
+
+def longest(table: Table, path: str) -> Destination | None:
+    """What the longest prefix of `path` leads to."""
+    prefix = path
+    while True:
+        found = table.get(prefix)
+        if found is not None:
+            return found
+        cut = prefix.rfind("/")
+        if cut < 0:
+            return None
+        prefix = prefix[:cut]

@@ -71,6 +71,7 @@ class Server:
         self.draining = False
         self.clients: set[Client] = set()
         self._most = settings.connections
+        self._proxy_protocol = settings.proxy_protocol
         self._listeners: list[Listener] = []
         self._parked: list[greenlet] = []
         self._paused = False
@@ -115,7 +116,8 @@ class Server:
                 continue  # that one connection was gone again already
             environ = listener.environ.copy()
             environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = (peer[0], str(peer[1])) if peer else ("", "")
-            self.clients.add(Client(self, Conn(self.reactor, sock), environ))
+            announced = self._proxy_protocol and listener.kind == "data"
+            self.clients.add(Client(self, Conn(self.reactor, sock), environ, announced))
 
     def _pause(self, kind: str | None) -> None:
         self._paused = True

@@ -10,6 +10,7 @@ from itertools import count
 from typing import Any
 
 from lb.accesslog import AccessLog
+from lb.forwarded import Forwarding
 from lb.model import Snapshot
 from lb.proxy.conn import Reactor
 from lb.proxy.forward import Forwarder
@@ -17,6 +18,7 @@ from lb.routing import Router
 from lb.settings import Settings
 from lb.state.fleet import Fleet, Runtime
 from lb.state.store import store_url
+from lb.wsgi import raw_fields
 
 DEFAULT_POOL = "default"
 
@@ -51,6 +53,7 @@ class Service:
         # Without routes everything goes to one pool; lb.config sees to it that it is clear which.
         only = DEFAULT_POOL if DEFAULT_POOL in settings.pools else next(iter(settings.pools))
         self.router = Router(settings.routes, only)
+        self.forwarding = Forwarding(settings.trusted_proxies, settings.forwarded)
         self._prefix = secrets.token_hex(6)
         self._count = count()
 
@@ -73,6 +76,25 @@ class Service:
             name for name, kind in zip(names, kinds, strict=True) if kind == "control"
         )
         return kinds
+
+    def scheme(self, environ: dict[str, Any]) -> str:
+        """The scheme that the client uses, by the word of a trusted proxy where there is one."""
+        own: str = environ["wsgi.url_scheme"]
+        if self.forwarding.plain:
+            return own
+        return self.forwarding.scheme(environ.get("REMOTE_ADDR", ""), own, raw_fields(environ))
+
+    def about_client(self, environ: dict[str, Any], host: str) -> bytes:
+        """The lines for a backend that say who asks, see `lb.forwarded`."""
+        forwarding = self.forwarding
+        return forwarding.lines(
+            environ.get("REMOTE_ADDR", ""),
+            environ["wsgi.url_scheme"],
+            environ["SERVER_PORT"],
+            host,
+            () if forwarding.plain else raw_fields(environ),
+            "1.0" if environ["SERVER_PROTOCOL"] == "HTTP/1.0" else "1.1",
+        )
 
     def next_id(self) -> str:
         """A request id, unique over all workers."""

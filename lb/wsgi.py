@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from lb.accesslog import Entry
 from lb.errors import BadRequest, ProxyError
 from lb.proxy.body import BodyReader, client_fault
 from lb.proxy.conn import NEVER
@@ -78,9 +79,7 @@ def raw_head(environ: dict[str, Any], target: str) -> bytes:
     if head is not None:
         return head
     hop: bytes = environ.get("lb.hop") or b""
-    fields: Fields | None = environ.get("lb.fields")
-    if fields is None:
-        fields = _environ_fields(environ)
+    fields = raw_fields(environ)
     name, port = environ["SERVER_NAME"], environ["SERVER_PORT"]
     method, default_host = environ["REQUEST_METHOD"], f"{name}:{port}" if port else "localhost"
     return (
@@ -89,6 +88,12 @@ def raw_head(environ: dict[str, Any], target: str) -> bytes:
         )
         + hop
     )
+
+
+def raw_fields(environ: dict[str, Any]) -> Fields:
+    """The fields as they came; of other servers, as well as WSGI keeps them."""
+    fields: Fields | None = environ.get("lb.fields")
+    return _environ_fields(environ) if fields is None else fields
 
 
 def _environ_fields(environ: dict[str, Any]) -> Fields:
@@ -168,6 +173,32 @@ def problem(
         headers.append(("Retry-After", str(RETRY_AFTER)))
     start_response(f"{status} {reason}", headers)
     return (b"",) if environ["REQUEST_METHOD"] == "HEAD" else (body,)
+
+
+def variables(environ: dict[str, Any], entry: Entry) -> dict[str, str]:
+    """What may stand in braces in a field that a route sets."""
+    return {
+        "client_ip": entry.client,
+        "host": entry.host,
+        "path": raw_target(environ).partition("?")[0],
+        "request_id": entry.id,
+        "scheme": environ["wsgi.url_scheme"],
+    }
+
+
+def https_redirect(environ: dict[str, Any], start_response: StartResponse, entry: Entry) -> Iterable[bytes]:
+    """Send the client to the same place over https; the method stays (RFC 9110, section 15.4.9)."""
+    host = entry.host
+    name = host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
+    if not name:
+        raise BadRequest("there is no Host to redirect to")
+    location = f"https://{name}{entry.target}"
+    entry.status = 308
+    start_response(
+        "308 Permanent Redirect",
+        [("Location", location), ("Content-Length", "0"), ("X-Request-Id", entry.id), ("Date", http_date())],
+    )
+    return (b"",)
 
 
 _date: tuple[int, str] = (0, "")

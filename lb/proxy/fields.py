@@ -1,4 +1,4 @@
-"""The fields of a message as they are passed on, and those that a proxy adds.
+"""The fields of a message as they are passed on.
 
 Pure: bytes in, bytes out. Hop-by-hop fields, and those that `Connection` names, end here both ways
 (RFC 9110, section 7.6.1); all others keep their spelling, their order and their repetitions. A head with
@@ -8,7 +8,6 @@ nothing to take out is passed on as the bytes it came in, which the parser has g
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 from lb.proxy.http1 import (
     CHUNKED,
@@ -151,11 +150,3 @@ def interim_head(status: int, reason: bytes, fields: Fields) -> bytes:
     """An interim answer (1xx) as it goes on, whole."""
     lines = response_lines(fields, measured=False)
     return b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, reason, lines)
-
-
-@lru_cache(maxsize=4096)
-def forwarded(client: str, scheme: str, port: str) -> bytes:
-    """The fields a proxy adds that are the same for all requests of a client (an address, or "")."""
-    who = f"X-Forwarded-For: {client}\r\nX-Real-Ip: {client}\r\n" if client else ""
-    how = f"X-Forwarded-Proto: {scheme}\r\nX-Forwarded-Port: {port}\r\nVia: 1.1 lb\r\n"
-    return (who + how).encode("latin-1")

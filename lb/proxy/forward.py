@@ -8,10 +8,12 @@ attempt failed or the answer came whole, else when the body's iterable is closed
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -37,6 +39,8 @@ from lb.proxy.transport import IDEMPOTENT, Transport
 from lb.proxy.tunnel import Tunnel
 from lb.proxy.upstream import Upstream
 from lb.settings import PoolConfig
+
+_HOST_LINE = re.compile(rb"\r\nhost:[^\r]*", re.IGNORECASE)
 
 
 class ClaimSource(Protocol):
@@ -191,6 +195,7 @@ class Forwarder:
         self._attempts = max(config.retry.attempts, 1)
         self._max_body = config.retry.max_body
         self._timeout = (config.timeouts.connect, config.timeouts.response)
+        self._host = config.host
         self.tunnel_idle = config.timeouts.tunnel
         self._upstreams: dict[str, Upstream] = {}
         # A session is where adapters are mounted, and no more: its cookies, redirects, proxies and netrc are
@@ -233,7 +238,8 @@ class Forwarder:
             if backend is None:
                 break
             upstream = self._upstreams.get(backend.url) or self._upstream(backend.url)
-            request = ProxyRequest(method, upstream, entry.target, head, body)
+            named = head if not self._host else self._with_host(head, backend)
+            request = ProxyRequest(method, upstream, entry.target, named, body)
             request.interim = interim
             request.upgrade = upgrade
             try:
@@ -255,6 +261,13 @@ class Forwarder:
                 break
         raise failure or NoBackend(f"no backend of pool {self.pool} may receive traffic")
 
+    def _with_host(self, head: bytes, backend: Backend) -> bytes:
+        """`head` with the Host that this pool's backends are to see."""
+        host = self._host
+        if host == "backend":
+            host = urlsplit(backend.url).netloc if backend.url.startswith("http") else "localhost"
+        return _HOST_LINE.sub(b"\r\nHost: " + host.encode(), head, count=1)
+
     def settle(self, answer: Answer, code: str) -> None:
         """The answer is over, or given up: the backend is free again; the log has its entry."""
         backend = answer.backend.id
@@ -274,7 +287,10 @@ class Forwarder:
         if url.startswith("https:"):
             # Sessions look these up for each request, adapters never do.
             bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
-            upstream.send = partial(upstream.send, verify=bundle)
+            tls = self._config.tls
+            verify = (tls.ca or bundle) if tls.verify else False
+            cert = (tls.certificate, tls.key) if tls.certificate else None
+            upstream.send = partial(upstream.send, verify=verify, cert=cert)
         self._upstreams[url] = upstream
         return upstream
 

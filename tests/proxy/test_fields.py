@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from gunicorn_h1c import parse_response
 
-from lb.proxy.fields import ResponseHead, forwarded, nominated, request_head, response_lines
+from lb.proxy.fields import ResponseHead, nominated, request_head, response_lines
 from lb.proxy.http1 import CHUNKED, UNTIL_CLOSE
 
 Pairs = list[tuple[bytes, bytes]]
@@ -215,18 +215,3 @@ def test_http_1_0_knows_no_transfer_coding() -> None:
 )
 def test_keep(lines: bytes, keep: bool) -> None:
     assert head(lines + b"\nContent-Length: 0").keep is keep
-
-
-# What the proxy adds.
-
-
-def test_forwarded() -> None:
-    assert forwarded("10.0.0.1", "http", "8000") == (
-        b"X-Forwarded-For: 10.0.0.1\r\nX-Real-Ip: 10.0.0.1\r\n"
-        b"X-Forwarded-Proto: http\r\nX-Forwarded-Port: 8000\r\nVia: 1.1 lb\r\n"
-    )
-
-
-def test_forwarded_without_an_address() -> None:
-    """A client on a unix socket has none."""
-    assert forwarded("", "http", "") == b"X-Forwarded-Proto: http\r\nX-Forwarded-Port: \r\nVia: 1.1 lb\r\n"

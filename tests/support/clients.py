@@ -106,6 +106,14 @@ class Client:
         data, self._buffer = self._buffer, b""
         return data
 
+    def read(self, size: int) -> bytes:
+        """Exactly `size` bytes, of whatever kind."""
+        while len(self._buffer) < size:
+            if not self._more():
+                raise ConnectionError(f"closed after {len(self._buffer)} of {size} bytes")
+        data, self._buffer = self._buffer[:size], self._buffer[size:]
+        return data
+
     def read_answer(self, method: str = "GET") -> Answer:
         """The next final answer, or what came of one cut short. Raises ConnectionError if there is none."""
         interim: list[bytes] = []
