@@ -54,8 +54,7 @@ def spawn(command: list[str], log: Path) -> int:
 
 def running(pid: int) -> bool:
     """Is the process there, and more than a zombie?"""
-    with contextlib.suppress(ChildProcessError):
-        _original("waitpid")(pid, os.WNOHANG)
+    _collect(pid)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -66,7 +65,14 @@ def running(pid: int) -> bool:
         state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
     except (OSError, IndexError):
         return not Path("/proc/self").exists()
+    if state == b"Z":  # it may have ended since it was last looked at
+        _collect(pid)
     return state not in (b"Z", b"X")
+
+
+def _collect(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        _original("waitpid")(pid, os.WNOHANG)
 
 
 def ended(pid: int, timeout: float) -> bool:
