@@ -8,8 +8,11 @@ NEWEST := $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 p
 PYTHON ?= $(NEWEST)
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
-# An installation of its own with the hot path compiled: a compiled module beside its source would hide every edit.
+# What the bench measures: one installation with the hot path compiled (beside its source a compiled module would
+# hide every edit) and one without, both on the fastest interpreter there is.
 COMPILED := .venv-compiled
+PLAIN := .venv-plain
+BENCH_PYTHON ?= $(shell "$(PYTHON)" loadtest/bench/fastest.py "$(PYTHON)" /usr/bin/python3)
 
 # The versions hold for what builds the package, too: older releases of pip read the first, newer the second.
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
@@ -40,14 +43,14 @@ format: $(VENV)/.dev ## rewrite the sources in the one format
 loadtest: $(VENV)/.loadtest ## Locust with 200 users against the whole system
 	@exec $(BIN)/python -m loadtest
 
-bench: $(VENV)/.bench $(COMPILED)/.done ## side by side with nginx, HAProxy, Envoy and Caddy (needs wrk)
-	@exec $(BIN)/python -m loadtest.bench --python $(COMPILED)/bin/python $(BENCH_ARGS)
+bench: $(VENV)/.bench $(COMPILED)/.done $(PLAIN)/.done ## side by side with nginx, HAProxy, Envoy and Caddy (needs wrk)
+	@exec $(BIN)/python -m loadtest.bench --python $(COMPILED)/bin/python --plain-python $(PLAIN)/bin/python $(BENCH_ARGS)
 
 docs: $(VENV)/.core ## the pages that are made from the code
 	$(BIN)/python -m lb.config_table > docs/settings.md
 
 clean: ## remove all that make has made
-	rm -rf $(VENV) $(COMPILED) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis loadtest/out
+	rm -rf $(VENV) $(COMPILED) $(PLAIN) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis loadtest/out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment; each stamp says that what one extra needs is in it.
@@ -82,10 +85,15 @@ $(VENV)/.python:
 	fi
 	@touch $@
 
-$(COMPILED)/.done: pyproject.toml constraints.txt hatch_build.py $(wildcard lb/*.py lb/*/*.py redis/*.lua) | $(VENV)/.core
-	@echo "compiling the hot path into $(COMPILED) (a minute or two)" >&2
-	@rm -rf $(COMPILED)
-	@$(BIN)/python -m venv --without-pip $(COMPILED)
-	@LB_COMPILE=1 PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip \
-		--python $(COMPILED)/bin/python install --quiet --disable-pip-version-check --no-input -c constraints.txt .
+$(COMPILED)/.done: COMPILE := 1
+$(COMPILED)/.done: HOW := the hot path compiled (a minute or two)
+$(PLAIN)/.done: COMPILE := 0
+$(PLAIN)/.done: HOW := nothing compiled
+$(COMPILED)/.done $(PLAIN)/.done: pyproject.toml constraints.txt hatch_build.py $(wildcard lb/*.py lb/*/*.py redis/*.lua) \
+		| $(VENV)/.core
+	@echo "installing into $(@D), $(HOW)" >&2
+	@rm -rf $(@D)
+	@"$(BENCH_PYTHON)" -m venv --without-pip $(@D)
+	@LB_COMPILE=$(COMPILE) PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip \
+		--python $(@D)/bin/python install --quiet --disable-pip-version-check --no-input -c constraints.txt .
 	@touch $@

@@ -110,7 +110,12 @@ def _pairs(_context: click.Context, _parameter: click.Parameter, value: tuple[st
 @click.option(
     "--python",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Measure the balancer of this interpreter's environment, and this source tree's as lb-pure.",
+    help="Measure the balancer of this interpreter's environment, not this source tree's.",
+)
+@click.option(
+    "--plain-python",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The interpreter for lb-pure: an environment with the balancer, its hot path not compiled.",
 )
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write results here."
@@ -126,6 +131,7 @@ def main(
     settings: dict[str, str],
     given: dict[str, str],
     python: Path | None,
+    plain_python: Path | None,
     json_file: Path | None,
     markdown: bool,
     assert_targets: bool,
@@ -143,6 +149,7 @@ def main(
         Programs({name: Path(path) for name, path in given.items()}),
         settings,
         python.absolute() if python else None,
+        plain_python.absolute() if plain_python else None,
     )
     try:
         with interrupted_by_signals():

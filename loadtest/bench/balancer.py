@@ -21,7 +21,7 @@ from loadtest.procs import Child, answers, free_ports, pin_tree
 NAME = "lb"
 """The balancer as it is installed where its hot path is compiled: the one that is judged."""
 PURE = "lb-pure"
-"""The same without the compiler, from this source tree."""
+"""The same without the compiler."""
 SCRIPT_COMMANDS = ("eval", "evalsha", "fcall", "eval_ro", "evalsha_ro", "fcall_ro")
 
 

@@ -36,7 +36,9 @@ class Plan:
     settings: Mapping[str, str]
     """Environment variables for the balancer."""
     python: Path | None = None
-    """The interpreter of the environment that has the compiled balancer; None: there is none."""
+    """The interpreter of the environment that has the compiled balancer; None: this source tree's."""
+    plain_python: Path | None = None
+    """The same for the balancer that is not compiled; None: it is not measured."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def perform(plan: Plan, console: Console) -> Outcome:
     plan.programs.require("wrk")
     proxy_core, load_core = cores()
     balancer = Balancer(plan.settings, python=plan.python)
-    pure = (Balancer(plan.settings, PURE),) if plan.python else ()
+    pure = (Balancer(plan.settings, PURE, plan.plain_python),) if plan.plain_python else ()
     everyone: tuple[Proxy, ...] = (balancer, *pure, *PEERS)
     runs: list[Run] = []
     with tempfile.TemporaryDirectory(prefix="lb-bench-") as name, Children(Path(name)) as children:
