@@ -37,7 +37,7 @@ from lb.errors import (
     VersionNotSupported,
 )
 from lb.proxy.body import BodyReader, client_fault
-from lb.proxy.conn import Conn
+from lb.proxy.conn import HEAD, Conn
 from lb.proxy.http1 import UnsupportedTransferCoding, request_body
 from lb.proxyprotocol import parse as parse_proxy
 from lb.reply import Reply
@@ -140,7 +140,7 @@ class Client(Reply):
     def _on_readable(self) -> None:
         conn = self.conn
         try:
-            data = conn.take(65536)
+            data = conn.take(HEAD)
         except BlockingIOError:
             return
         except OSError:
@@ -274,7 +274,7 @@ class Client(Reply):
         if not self.conn.pending():
             return b""
         try:
-            return self.conn.take(65536)
+            return self.conn.take(HEAD)
         except OSError:  # BlockingIOError: it makes no whole record yet
             return b""
 

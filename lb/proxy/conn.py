@@ -23,6 +23,10 @@ from typing import Any, Protocol
 
 from greenlet import getcurrent, greenlet
 
+HEAD = 8192
+"""Bytes: the most that is read where a head is due. `recv` makes an object of that size before it knows how
+much there is, and a large one costs more than most heads."""
+
 #: The socket below gevent's and below Python's own wrapper: nothing between a call and the kernel.
 RawSocket = _socket.socket
 

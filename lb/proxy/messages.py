@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 from requests import PreparedRequest, Response
 from requests.cookies import RequestsCookieJar
@@ -31,6 +31,7 @@ class _Nowhere:
 
 
 _NOWHERE: Any = _Nowhere()
+_AT_ONCE = timedelta(0)
 
 
 class Pieces:
@@ -104,8 +105,8 @@ class ProxyResponse(Response):
     _content: Any = False
     _content_consumed = False
     encoding = None
-    elapsed = timedelta(0)
-    history = []  # noqa: RUF012
+    elapsed = _AT_ONCE
+    history: ClassVar[list[Response]] = []  # type: ignore[misc]
     _next = None
     connection: Any = None
     request: Any

@@ -17,7 +17,7 @@ from requests.adapters import BaseAdapter
 
 from lb.errors import BadResponse, ResponseTimeout, UpstreamClosed
 from lb.proxy.body import BodyReader, client_fault
-from lb.proxy.conn import NEVER, Conn, Reactor, ThreadConn
+from lb.proxy.conn import HEAD, NEVER, Conn, Reactor, ThreadConn
 from lb.proxy.fields import ResponseHead, interim_head
 from lb.proxy.http1 import UNTIL_CLOSE
 from lb.proxy.messages import Pieces, ProxyRequest, ProxyResponse
@@ -94,12 +94,12 @@ class Transport(BaseAdapter):
             if body is None:
                 conn.sendall(request.head)
                 conn.timeout = response_timeout
-                data = conn.recv(MAX_HEAD)
+                data = conn.recv(HEAD)
             else:
                 data, sent = self._send_with_body(request, body, conn)
                 if not data:
                     conn.timeout = response_timeout
-                    data = conn.recv(MAX_HEAD)
+                    data = conn.recv(HEAD)
             if not data:
                 raise UpstreamClosed(f"{request.upstream.url}: closed without an answer")
             try:
@@ -157,7 +157,7 @@ class Transport(BaseAdapter):
         except OSError:
             # It refused the rest; its answer may say why (413, 401 …) and is worth more than a 502.
             conn.timeout = EARLY_ANSWER
-            data = conn.recv(MAX_HEAD)
+            data = conn.recv(HEAD)
             if not data:
                 raise
             return data, False
@@ -167,7 +167,7 @@ class Transport(BaseAdapter):
         """Read what a backend says while it is still being sent a body; b"" if only interim answers (1xx)."""
         data = b""
         while True:
-            more = conn.recv(MAX_HEAD)
+            more = conn.recv(HEAD)
             if not more:
                 raise ConnectionResetError(errno.ECONNRESET, "closed within the request")
             data += more
@@ -200,7 +200,7 @@ class Transport(BaseAdapter):
                     raise ValueError(f"the head is larger than {MAX_HEAD} bytes") from None
                 # picohttpparser takes up the search for the end where the last one stopped.
                 seen = len(data)
-                more = conn.recv(MAX_HEAD)
+                more = conn.recv(HEAD)
                 if not more:
                     raise ValueError("closed within the head") from None
                 data += more
