@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import mmap
 import os
 import resource
+import signal
 import socket
 import sys
 from collections.abc import Mapping
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("lb")
 
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108 - gunicorn makes a file without a name in it
+
+# Shared with the workers, which are forked from the process that made it.
+_ending = mmap.mmap(-1, 1)
 
 _settings: Settings | None = None
 _store: embedded.EmbeddedStore | None = None
@@ -106,6 +111,27 @@ def reload_master() -> None:
         publish()
     except LbError as exc:
         _LOG.error("reload: the backends could not be published: %s", exc)
+
+
+def note_the_end(server: Any) -> None:
+    """From now on a TERM for the master tells its workers that all of them end.
+
+    A worker alone is also stopped for a new one to take its place, at a reload, and a whole master for
+    another one that has its listeners (USR2).
+    """
+    master, queue_signal = os.getpid(), server.signal
+
+    def on_term(number: int, frame: Any) -> None:
+        if os.getpid() == master and not server.reexec_pid:
+            _ending[0] = 1
+        queue_signal(number, frame)
+
+    signal.signal(signal.SIGTERM, on_term)
+
+
+def ending(parent: int) -> bool:
+    """Do all workers of the master `parent` end, and nobody takes over?"""
+    return _ending[0] == 1 or os.getppid() != parent
 
 
 def stop_master() -> None:

@@ -126,7 +126,7 @@ class Server:
                 listener.watcher.stop()
 
     def _resume(self) -> None:
-        if self._paused and not self.draining and len(self.clients) < self._most:
+        if self._paused and len(self.clients) < self._most:
             self._paused = False
             for listener in self._listeners:
                 listener.watcher.start(self._on_connection, listener)
@@ -167,23 +167,26 @@ class Server:
 
     # The end.
 
-    def stop_accepting(self) -> None:
-        """Close the listeners; answers carry `Connection: close` from here on."""
+    def stop_accepting(self, kinds: tuple[str, ...] = ("data", "control")) -> None:
+        """Close the listeners of these kinds; answers carry `Connection: close` from here on."""
         self.draining = True
-        for listener in self._listeners:
+        for listener in [one for one in self._listeners if one.kind in kinds]:
             listener.watcher.stop()
             listener.watcher.close()
             listener.sock.close()
-        self._listeners.clear()
+            self._listeners.remove(listener)
 
-    def drain(self, timeout: float, notify: Callable[[], None]) -> None:
+    def drain(self, timeout: float, notify: Callable[[], None], tell: bool = False) -> None:
         """Wait up to `timeout` seconds for what runs; `notify` is called all the while.
 
-        Connections that carry another protocol by now are given `stream_close_delay` instead.
+        Connections that carry another protocol by now are given `stream_close_delay` instead. With `tell` the
+        control side is there until the data side is done, to say what goes on.
         """
-        self.stop_accepting()
+        self.stop_accepting(("data",) if tell else ("data", "control"))
         began = monotonic()
         while self.clients:
+            if self._listeners and not any(client.base["lb.listener"] == "data" for client in self.clients):
+                self.stop_accepting()
             now = monotonic()
             passed = now - began
             if passed >= timeout and (late := [c for c in self.clients if not c.upgraded]):

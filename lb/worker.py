@@ -3,7 +3,7 @@
     worker_class = "lb.worker.Worker"
 
 A thin shell: `lb.server` accepts and serves, `lb.app` answers. On TERM it stops accepting, finishes what
-runs and goes.
+runs and goes; when all workers end, the control side says so until then.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self.service.draining = True
             for sock in self.sockets:
                 sock.close()
-            server.drain(self.cfg.graceful_timeout, self.notify)
+            server.drain(self.cfg.graceful_timeout, self.notify, boot.ending(self.ppid))
         except SystemExit:
             server.stop_accepting()
             raise

@@ -56,6 +56,62 @@ def test_term_lets_what_runs_finish(system: System, worker: str) -> None:
     assert balancer.logged("/slow")["bytes"] == 6
 
 
+def test_it_says_that_it_drains(system: System) -> None:
+    """On the control listener, for as long as there is something to finish; each worker does."""
+    script = in_steps(ok(b"done"))
+    with Backend(script) as backend:
+        balancer = system.balancer(backends=backend.url, workers=2)
+        with Client(balancer.port) as client:
+            client.send(request("GET", "/slow"))
+            eventually(lambda: backend.requests, "the request")
+            balancer.send(signal.SIGTERM)
+            eventually(lambda: refuses(balancer.port), "the data listener to be closed")
+            for _ in range(10):
+                answer = get(balancer.control, "/readyz")
+                assert (answer.status, json.loads(answer.body)) == (503, {"status": "draining"})
+            assert get(balancer.control, "/healthz").status == 200
+            with Client(balancer.control) as idle:  # holds nothing up
+                backend.may_go_on.release()
+                assert client.read_answer().body == b"done"
+                assert balancer.process.wait(8) == 0
+                assert idle.at_end()
+    assert refuses(balancer.control)
+
+
+def test_old_workers_do_not_speak_for_the_new_ones(system: System) -> None:
+    """After a reload those that finish what they serve must not make the balancer look unready."""
+    with Backend(in_steps(ok(b"done"))) as backend:
+        balancer = system.balancer(backends=backend.url)
+        (old,) = balancer.worker_pids
+        with Client(balancer.port) as client:
+            client.send(request("GET", "/slow"))
+            eventually(lambda: backend.requests, "the request")
+            balancer.send(signal.SIGHUP)
+            eventually(lambda: len(balancer.worker_pids) == 2, "the new worker")
+            eventually(lambda: balancer.view.workers() == 2, "it to join")
+            eventually(lambda: not listens(old), "the old one to stop accepting")
+            for _ in range(10):
+                assert get(balancer.control, "/readyz").status == 200
+            assert alive(old)
+            backend.may_go_on.release()
+            assert client.read_answer().body == b"done"
+        eventually(lambda: not alive(old), "the old worker to end")
+
+
+def listens(pid: int) -> bool:
+    """Has this process a listening TCP socket?"""
+    listening = {
+        fields[9]
+        for line in Path("/proc/net/tcp").read_text().splitlines()
+        if (fields := line.split())[3] == "0A"
+    }
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if link.readlink().name.removeprefix("socket:[").rstrip("]") in listening:
+                return True
+    return False
+
+
 def test_a_request_on_its_way_in_when_it_stops_is_answered(system: System) -> None:
     """A client whose connection idles may have just sent one; it learns that it was the last."""
     with Backend() as backend:
