@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from time import monotonic, perf_counter, time
 from typing import Any, Protocol
 
+from greenlet import greenlet
 from gunicorn_h1c import (
     InvalidHTTPVersion,
     InvalidRequestMethod,
@@ -32,6 +33,7 @@ from lb.errors import (
     ClientGone,
     HeaderTooLarge,
     ProxyError,
+    RequestTimeout,
     UnsupportedCoding,
     UriTooLong,
     VersionNotSupported,
@@ -131,7 +133,7 @@ class Client(Reply):
         #: Who serves it while it is not idle.
         self.greenlet: Any = None
         conn.idle = self._on_readable
-        conn.expired = self.close
+        conn.expired = self._on_late
         conn.noticed = self._on_early
         conn.deadline = self.idle_since + host.header_timeout
 
@@ -174,6 +176,14 @@ class Client(Reply):
         self.unannounced = False
         self.pending = b""
         return data[consumed:]
+
+    def _on_late(self) -> None:
+        """An idle connection's time is over. Who has begun a head is told so (RFC 9110, section 15.5.9)."""
+        if self.unannounced or not self.pending:
+            self.close()
+            return
+        self.conn.idle = self.greenlet = None
+        greenlet(self._refuse, self.conn.reactor.hub).switch(RequestTimeout("the head took too long"))
 
     def _on_early(self) -> None:
         """Something came while a request is served: the next one, or the end.

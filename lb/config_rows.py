@@ -94,7 +94,7 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "client.header",
         "LB_CLIENT_HEADER_TIMEOUT",
-        "how long the head of a request may take",
+        "how long the head of a request may take; else 408",
         "s",
         0.1,
         DAY,

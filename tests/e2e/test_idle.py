@@ -92,4 +92,5 @@ def test_idle_connections_are_closed_in_time(system: System) -> None:
             assert used.at_end()
             assert fresh.at_end()
             slow.send(b"P")  # now and then a byte is no head in time
+            assert slow.read_answer().status == 408
             assert slow.at_end()
