@@ -196,6 +196,9 @@ class BodyReader:
                 pass
             finally:
                 to.noticed = None
+            if self.complete:
+                # Its last bytes may have been read without a wait: from here on its end would go unnoticed.
+                source.arm()
         else:
             self._relay(to, chunked, stop_on_answer, head)
         return self.passed - before
