@@ -343,11 +343,9 @@ class Client(Reply):
             keep: bool = environ["lb.keep"] and not self.host.draining and (body is None or body.complete)
             conn.timeout = self.host.body_timeout
             keep = self.write(environ, result, keep)
-        except OSError:
-            self.close()  # the client went away
-            return None
-        except ProxyError:
-            # The backend broke in the middle: the client must not take what it has for the whole.
+        except (OSError, ProxyError):
+            # The client went away or does not read, or its backend broke in the middle: it must not take what
+            # it has for the whole.
             self._reset()
             return None
         except Exception:  # noqa: BLE001 - an application's, and any WSGI server's last resort

@@ -116,7 +116,7 @@ class UnsupportedCoding(ClientError):
 
 
 class RequestTimeout(ClientError):
-    """The client did not finish its message in time."""
+    """The client did not finish its message, or did not read its answer, in time."""
 
     status = 408
     code = "client_timeout"

@@ -26,6 +26,7 @@ from lb.errors import (
     ConnectFailed,
     NoBackend,
     ProxyError,
+    RequestTimeout,
     ResponseTimeout,
     UpstreamClosed,
     UpstreamError,
@@ -143,6 +144,9 @@ class Answer:
             raw.relay(to, chunked=chunked, head=head)
         except ProxyError as exc:
             self._code = exc.code
+            raise
+        except TimeoutError:
+            self._code = RequestTimeout.code
             raise
         finally:
             self.sent += raw.passed
