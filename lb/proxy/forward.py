@@ -7,6 +7,7 @@ attempt failed or the answer came whole, else when the body's iterable is closed
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -154,7 +155,7 @@ class Answer:
     def tunnel(self, client: Conn, head: bytes, ahead: bytes) -> None:
         """Send `head` (101), then join the two connections until both have ended; `ahead` is for the backend.
 
-        Raises OSError for faults of either, when nothing can be said about them any more.
+        Raises OSError when either failed: nothing can be said about that any more, but it was no end.
         """
         conn, first = self._response.hand_over()
         try:
@@ -166,6 +167,8 @@ class Answer:
                 tunnel.run()
             finally:
                 self.sent += len(first) + tunnel.to_client
+            if tunnel.failed:
+                raise ConnectionResetError(errno.ECONNRESET, "a side of the tunnel failed")
         finally:
             conn.close()
 

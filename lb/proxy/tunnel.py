@@ -47,7 +47,7 @@ class _Way:
             except BlockingIOError:
                 return
             except OSError:
-                self.tunnel.finish()
+                self.tunnel.fail()
                 return
             if not data:
                 self._end()
@@ -71,7 +71,7 @@ class _Way:
             self.to.sendall(data)
         except OSError:
             self.sending = False
-            self.tunnel.finish()
+            self.tunnel.fail()
             return
         self.tunnel.touch()
         self.sending = False
@@ -87,7 +87,7 @@ class _Way:
         try:
             self.to.end()
         except OSError:
-            self.tunnel.finish()
+            self.tunnel.fail()
             return
         self.tunnel.one_ended()
 
@@ -101,6 +101,8 @@ class Tunnel:
         self._idle = idle
         self._waiter: greenlet | None = None
         self.over = False
+        #: Did a side fail rather than end?
+        self.failed = False
 
     @property
     def to_client(self) -> int:
@@ -143,6 +145,11 @@ class Tunnel:
         else:
             self._idle = min(self._idle, LAST_WORDS)
             self.touch()
+
+    def fail(self) -> None:
+        """One side failed."""
+        self.failed = self.failed or not self.over
+        self.finish()
 
     def finish(self) -> None:
         """Both directions are over."""
