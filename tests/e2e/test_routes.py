@@ -85,23 +85,3 @@ def test_routes(system: System, worker: str) -> None:
         with Client(balancer.port) as client:
             client.send(request("GET", "/", "X-Forwarded-Proto: https", host="secure.example"))
             assert client.read_answer().status == 404, "there is no pool behind it"
-
-
-def test_proxy_protocol(system: System) -> None:
-    with Backend(serve()) as backend:
-        env = {"LB_BACKENDS": backend.url, "LB_PROXY_PROTOCOL": "true"}
-        balancer = system.balancer(env=env)
-        for header, wanted in (
-            (b"PROXY TCP4 192.0.2.1 10.0.0.1 4711 80\r\n", "192.0.2.1"),
-            (b"PROXY UNKNOWN\r\n", "127.0.0.1"),
-            (b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0", "127.0.0.1"),
-        ):
-            with Client(balancer.port) as client:
-                for byte in header:
-                    client.send(bytes([byte]))
-                assert client.get("/").status == 200
-                assert client.get("/").status == 200
-            assert backend.requests[-1].values("X-Forwarded-For") == [wanted]
-        with Client(balancer.port) as client:
-            client.send(request("GET", "/"))
-            assert client.at_end()
