@@ -117,7 +117,8 @@ in force and where each value came from.
 TAIL = """
 Without any `[[routes]]` every request goes to the pool `default`, or to the only pool there is. Otherwise
 the most specific route wins: an exact host before `*.`-hosts (the longest first) before any host, then the
-longest path. `/api` stands for `/api` and all below `/api/`. A request that no route matches is answered 404.
+longest path. `/api` stands for `/api` and all below `/api/`. Paths are compared decoded, with `.`, `..` and
+empty segments taken out, and go on as they came. A request that no route matches is answered 404.
 """
 
 

@@ -2,18 +2,22 @@
 
 Routes are matched by host first (an exact name before a `*.suffix`, that before any host), then by the
 longest path prefix; a prefix ends at a path segment: `/api` matches `/api` and `/api/x`, not `/apix`.
-Matched is the decoded path with its dot segments resolved (RFC 3986, section 5.2.4), as a backend would
-read it, so that no spelling slips past a route; forwarded is the path as it came.
+Matched is the decoded path with its dot segments resolved (RFC 3986, section 5.2.4) and without empty
+segments, as a backend may read it, so that no spelling slips past a route; forwarded is the path as it came.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from urllib.parse import unquote_to_bytes
 
 from lb.edits import Edits, edits
 from lb.errors import BadRequest
 from lb.settings import Route
+
+_SLASHES = re.compile("//+")
+_DOTS = re.compile(r"/\.\.?(?:/|\Z)")
 
 
 class Destination:
@@ -23,7 +27,7 @@ class Destination:
 
     def __init__(self, route: Route) -> None:
         self.pool = route.pool
-        self.prefix = route.path.rstrip("/") if route.strip_prefix else ""
+        self.prefix = resolved(merged(decoded(route.path))).rstrip("/") if route.strip_prefix else ""
         self.redirect = route.redirect == "https"
         self.request: Edits | None = edits(route.request)
         self.response: Edits | None = edits(route.response)
@@ -35,7 +39,7 @@ class Destination:
         path, mark, query = target.partition("?")
         count = self.prefix.count("/") + 1
         segments = path.split("/")
-        if decoded("/".join(segments[:count])) != self.prefix or "/." in decoded(path):
+        if decoded("/".join(segments[:count])) != self.prefix or _DOTS.search(decoded(path)):
             raise BadRequest("the path cannot be taken apart at the route's prefix")
         return "/" + "/".join(segments[count:]) + mark + query
 
@@ -57,6 +61,11 @@ def resolved(path: str) -> str:
     if segments and segments[-1] in (".", ".."):
         out.append("")
     return "/" + "/".join(out)
+
+
+def merged(path: str) -> str:
+    """A path without empty segments, as many servers read it."""
+    return _SLASHES.sub("/", path)
 
 
 def host_name(host: str) -> str:
@@ -86,19 +95,26 @@ class Router:
                 table = self._suffix.setdefault(host[1:], {})
             else:
                 table = self._exact.setdefault(host, {})
-            table.setdefault(route.path.rstrip("/"), Destination(route))
+            table.setdefault(resolved(merged(decoded(route.path))).rstrip("/"), Destination(route))
         #: The one destination, if there are no routes: nothing to look up per request.
         self.only = Destination(Route(pool=default)) if count == 0 else None
 
     def match(self, host: str, path: str) -> Destination | None:
         """Where `path`, decoded and without the query, leads; None when no route matches.
 
-        Costs a look-up per label of the host and segment of the path, however many routes there are.
+        Costs a look-up per label of the host and segment of the path, however many routes there are. Raises
+        BadRequest where it depends on who reads the path: `..` after an empty segment.
         """
         if self.only is not None:
             return self.only
-        if "/." in path:
-            path = resolved(path)
+        if "/." not in path and "//" not in path:
+            return self._find(host, path)
+        found = self._find(host, resolved(merged(path)))
+        if "//" in path and "/.." in path and self._find(host, merged(resolved(path))) is not found:
+            raise BadRequest("the path leads to different places with and without its empty segments")
+        return found
+
+    def _find(self, host: str, path: str) -> Destination | None:
         name = host_name(host)
         tables = [self._exact.get(name)]
         at = name.find(".")

@@ -84,11 +84,36 @@ def test_host_name() -> None:
         ("/../..", None),
         ("/api/..", None),
         ("/api/.x", "api"),
+        ("//admin", "admin"),
+        ("/api/..//admin//", "admin"),
+        ("//", None),
     ],
 )
 def test_dot_segments_lead_where_a_backend_would_take_them(path: str, pool: str | None) -> None:
     router = Router([Route(pool="api", path="/api"), Route(pool="admin", path="/admin")], "default")
     assert pool_of(router, "h", path) == pool
+
+
+@pytest.mark.parametrize("path", ["/api//../admin", "/api/x//../../admin", "/api//a/../../admin"])
+def test_what_may_lead_to_either_of_two_routes_is_refused(path: str) -> None:
+    """Does `..` undo the empty segment, or the one before it?"""
+    router = Router([Route(pool="api", path="/api"), Route(pool="admin", path="/admin")], "default")
+    with pytest.raises(BadRequest):
+        router.match("h", path)
+    assert pool_of(router, "h", "/api/v1/x//../y") == "api"
+    assert pool_of(router, "h", "/api//../../admin") == "admin"
+
+
+def test_a_route_may_be_written_with_percent_encoding() -> None:
+    router = Router(
+        [Route(pool="a", path="/a%20b/"), Route(pool="b", path="/c//./d", strip_prefix=True)], "default"
+    )
+    assert pool_of(router, "h", "/a b/c") == "a"
+    assert pool_of(router, "h", "/c/d/e") == "b"
+    stripping = router.match("h", "/c/d/e")
+    target = "/c/%64/e"
+    assert stripping is not None
+    assert stripping.strip(target) == "/e"
 
 
 @pytest.mark.parametrize(
@@ -100,6 +125,7 @@ def test_dot_segments_lead_where_a_backend_would_take_them(path: str, pool: str 
         ("/a/b//c%2Fd", "//c%2Fd"),
         ("/%61/b/c", "/c"),
         ("/a/b?x", "/?x"),
+        ("/a/b/.c/..d/...", "/.c/..d/..."),
     ],
 )
 def test_a_prefix_is_stripped(target: str, wanted: str) -> None:
