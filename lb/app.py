@@ -56,7 +56,9 @@ def application(environ: dict[str, Any], start_response: StartResponse) -> Itera
             return answered
         if not route.pool:
             raise NoPool(f"the route for {host}{environ['PATH_INFO']} only redirects to https")
-        target = route.strip(entry.target) if route.prefix else entry.target
+        target = entry.target
+        if route.prefix:
+            target, environ["lb.head"] = route.strip(target), None  # it cannot go on as it came
         head = b"".join((raw_head(environ, target), service.about_client(environ, host), b"X-Request-Id: "))
         head += entry.id.encode() + b"\r\n\r\n"
         if route.request is not None:
