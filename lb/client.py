@@ -189,7 +189,7 @@ class Client(Reply):
         """Something came while a request is served: the next one, or the end.
 
         Who has ended only its sending half still waits for its answer, and cannot be told from who is gone
-        until something is sent to it.
+        until something is sent to it, and taken.
         """
         conn = self.conn
         patience = self.host.half_close
@@ -197,9 +197,9 @@ class Client(Reply):
             gone = conn.ended()
         except OSError:
             gone, patience = True, 0.0
-        if gone and self.greenlet is not None:
+        if gone and (who := self.greenlet) is not None:
             fault = ClientGone("the client closed its connection")
-            conn.reactor.doom(self.greenlet, monotonic() + patience, fault, conn)
+            self.unless_taken(patience, lambda: conn.reactor.doom(who, monotonic(), fault, conn))
 
     def close(self) -> None:
         """Close the connection. May be called again."""

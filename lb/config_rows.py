@@ -118,7 +118,8 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "client.half_close",
         "LB_CLIENT_HALF_CLOSE",
-        "how long a client that has ended its sending side may wait for its answer; 0: it counts as gone",
+        "how long a client that has ended its sending side may wait for its answer, or for more of it; "
+        "0: it counts as gone",
         "s",
         0,
         DAY,

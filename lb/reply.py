@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any
@@ -18,6 +19,9 @@ from lb.proxy.http1 import LAST_CHUNK, chunk
 
 LINGER = 2.0
 """Seconds for which what a client still sends is read and dropped after an early answer."""
+
+_ACKED = 120
+"""Where the eight bytes of `tcpi_bytes_acked` are in Linux's `struct tcp_info`."""
 
 _RESET = struct.pack("ii", 1, 0)
 
@@ -127,6 +131,30 @@ class Reply:
             head += LAST_CHUNK
         if head:
             conn.sendall(head)
+
+    def unless_taken(self, patience: float, give_up: Callable[[], None]) -> None:
+        """Call `give_up` when the client has taken nothing more for `patience` seconds; 0: at once."""
+        if patience <= 0:
+            give_up()
+            return
+        before = self._acked()
+        timer = self.conn.reactor.loop.timer(patience)
+
+        def look() -> None:
+            timer.close()
+            if self.conn.closed or self.upgraded:
+                return
+            self.unless_taken(patience if self._acked() != before else 0, give_up)
+
+        timer.start(look)
+
+    def _acked(self) -> int:
+        """Bytes that the client's system has acknowledged; 0 where nobody knows (unix sockets)."""
+        try:
+            found = self.conn.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKED + 8)
+        except OSError:
+            return 0
+        return int.from_bytes(found[_ACKED:], sys.byteorder)
 
     def linger(self) -> None:
         """Read and drop for a moment what the client still sends: a reset would destroy the answer."""

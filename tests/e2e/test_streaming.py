@@ -279,3 +279,26 @@ def test_a_client_that_leaves_while_its_backend(place: tuple[Backend, Balancer],
         took = time.monotonic() - began
     assert took < PROMPT if how == "reset" else took < HALF_CLOSE + PROMPT
     balancer.idle()
+
+
+def test_a_client_that_has_ended_its_half_gets_all_of_a_long_answer(place: tuple[Backend, Balancer]) -> None:
+    """As long as it takes what comes it is there, however long that lasts."""
+    backend, balancer = place
+
+    def slowly(peer: Peer) -> None:
+        assert peer.read_request() is not None
+        peer.send(head_of(200, "Transfer-Encoding: chunked"))
+        until = time.monotonic() + 4 * HALF_CLOSE
+        while time.monotonic() < until:
+            peer.send(b"3\r\nabc\r\n")
+            time.sleep(HALF_CLOSE / 5)  # its pace
+        peer.send(b"0\r\n\r\n")
+
+    backend.script = slowly
+    with Client(balancer.port) as client:
+        client.send(request("GET", "/long"))
+        client.sock.shutdown(socket.SHUT_WR)
+        answer = client.read_answer()
+        assert answer.complete
+        assert len(answer.body) > 30
+        assert client.at_end()
