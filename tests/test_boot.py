@@ -33,6 +33,7 @@ def folder() -> Iterator[Path]:
     """An empty folder with a short name, for a socket in it."""
     path = Path(tempfile.mkdtemp(prefix="lb-t-"))
     yield path
+    boot.stop_master()  # before its store's folder goes
     shutil.rmtree(path)
 
 
