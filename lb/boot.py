@@ -15,11 +15,15 @@ import os
 import resource
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import gunicorn.sock
+
 from lb import config
+from lb.certificates import harden, load_chain, server_context
 from lb.errors import ConfigError, LbError
 from lb.settings import Settings
 from lb.state import embedded
@@ -41,6 +45,9 @@ _ending = mmap.mmap(-1, 1)
 
 _settings: Settings | None = None
 _store: embedded.EmbeddedStore | None = None
+#: As the settings have it, and as gunicorn's own flags do.
+_tls: ssl.SSLContext | None = None
+_flagged: ssl.SSLContext | None = None
 
 
 def fail(message: object) -> NoReturn:
@@ -55,9 +62,11 @@ def gunicorn_settings(env: Mapping[str, str] = os.environ) -> dict[str, Any]:
     gunicorn runs its configuration file at start and at each reload, and leaves without its workers
     when that raises: a configuration that cannot be read ends the start, but not a running balancer.
     """
-    global _settings
+    global _settings, _tls
     try:
-        _settings = config.load(env=env)
+        loaded = config.load(env=env)
+        _tls = server_context(loaded.tls)
+        _settings = loaded
     except ConfigError as exc:
         if _settings is None:
             fail(exc)
@@ -77,6 +86,9 @@ def gunicorn_settings(env: Mapping[str, str] = os.environ) -> dict[str, Any]:
         "control_socket_disable": True,
         # Which proxies may be believed is for this program to decide, under every worker class.
         "forwarded_allow_ips": "",
+        # For gunicorn's own workers; `lb.worker` takes `tls()`.
+        "certfile": settings.tls.certificate or None,
+        "keyfile": settings.tls.key or None,
     }
 
 
@@ -88,14 +100,42 @@ def settings() -> Settings:
     return _settings
 
 
-def start_master(addresses: list[Any], log: logging.Logger) -> None:
+def tls() -> ssl.SSLContext | None:
+    """How the data listener speaks TLS; None: it does not. Made by the master, inherited by its workers."""
+    return _flagged or _tls
+
+
+def take_flags(cfg: Any) -> None:
+    """Use gunicorn's own `certfile` and `keyfile` where they say something else. Raises ConfigError."""
+    global _flagged
+    own = settings().tls
+    if (cfg.certfile or "", cfg.keyfile or "") == (own.certificate, own.key):
+        _flagged = None
+        return
+    before, _flagged = _flagged, None
+    try:
+        certificate = cfg.certfile or ""
+        load_chain(
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificate, cfg.keyfile or certificate, "gunicorn"
+        )
+        _flagged = harden(gunicorn.sock.ssl_context(cfg))
+    except (OSError, ValueError) as exc:
+        _flagged = before
+        raise ConfigError(f"gunicorn's TLS settings cannot be used: {exc}") from None
+    except ConfigError:
+        _flagged = before
+        raise
+
+
+def start_master(cfg: Any, log: logging.Logger) -> None:
     """What the master does before it binds: check the addresses, start the store, publish the backends."""
     global _store
     use_log(log)
     _raise_file_limit()
     try:
+        take_flags(cfg)
         if not {"GUNICORN_FD", "LISTEN_FDS"} & os.environ.keys():
-            for address in addresses:
+            for address in cfg.address:
                 _check_free(address)
         if not settings().redis_url:
             _store = embedded.start_or_join(runtime_dir(settings().runtime_dir))
@@ -105,8 +145,12 @@ def start_master(addresses: list[Any], log: logging.Logger) -> None:
         fail(exc)
 
 
-def reload_master() -> None:
+def reload_master(cfg: Any) -> None:
     """Publish what a reload has changed. The store's faults are logged: workers go on without."""
+    try:
+        take_flags(cfg)
+    except ConfigError as exc:
+        _LOG.error("reload: %s; the running certificate stays in force", exc)
     try:
         publish()
     except LbError as exc:

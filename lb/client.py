@@ -41,6 +41,7 @@ from lb.errors import (
 from lb.proxy.body import BodyReader, client_fault
 from lb.proxy.conn import HEAD, Conn
 from lb.proxy.http1 import UnsupportedTransferCoding, request_body
+from lb.proxy.tls import TlsConn
 from lb.proxyprotocol import parse as parse_proxy
 from lb.reply import Reply
 from lb.settings import LimitSettings
@@ -175,7 +176,18 @@ class Client(Reply):
             self.base["REMOTE_ADDR"], self.base["REMOTE_PORT"] = source
         self.unannounced = False
         self.pending = b""
-        return data[consumed:]
+        rest = data[consumed:]
+        conn = self.conn
+        if not isinstance(conn, TlsConn):
+            return rest
+        conn.start(rest)
+        try:
+            return conn.take(65536)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.close()
+        return b""
 
     def _on_late(self) -> None:
         """An idle connection's time is over. Who has begun a head is told so (RFC 9110, section 15.5.9)."""
@@ -211,6 +223,8 @@ class Client(Reply):
         """End it in mid-stream."""
         if self.upgraded:
             self.conn.expire()
+        elif self.head_sent:
+            self._reset()
         else:
             self.close()
 
@@ -385,5 +399,6 @@ class Client(Reply):
         self.close()
 
     def _reset(self) -> None:
-        self.no_clean_end()
+        """End it so that what was sent cannot be taken for the whole: some bodies end with the connection."""
+        self.conn.abort()
         self.close()

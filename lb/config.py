@@ -265,6 +265,7 @@ class _Reader:
         if settings.bind == settings.control_bind:
             path = ("bind",) if ("bind",) in {*self.env, *self.lines} else ("control_bind",)
             self.problem(path, f"{settings.bind} would be that of both `bind` and `control_bind`; change one")
+        self.both(settings.tls.certificate, settings.tls.key, ("tls",))
         pools = dict(settings.pools) or {DEFAULT_POOL: PoolConfig()}
         for name, pool in pools.items():
             self.pool(name, pool)
@@ -274,10 +275,13 @@ class _Reader:
         self.routes(routes, pools)
         return msgspec.structs.replace(settings, pools=pools, routes=routes)
 
+    def both(self, certificate: str, key: str, path: KeyPath) -> None:
+        if bool(certificate) != bool(key):
+            part = "certificate" if certificate else "key"
+            self.problem((*path, part), "certificate and key are set together, or neither is")
+
     def pool(self, name: str, pool: PoolConfig) -> None:
-        if bool(pool.tls.certificate) != bool(pool.tls.key):
-            part = "certificate" if pool.tls.certificate else "key"
-            self.problem(("pools", name, "tls", part), "certificate and key are set together, or neither is")
+        self.both(pool.tls.certificate, pool.tls.key, ("pools", name, "tls"))
         path: KeyPath = ("pools", name, "backends")
         seen: dict[str, int] = {}
         for index, spec in enumerate(pool.backends):

@@ -161,6 +161,17 @@ TABLE: tuple[Setting, ...] = (
         "limits.body", "LB_LIMIT_BODY", "longest body of a request, else 413; 0: any", "bytes", 0, 1 << 50
     ),
     Setting(
+        "tls.certificate",
+        "LB_TLS_CERTIFICATE",
+        "PEM file with the certificate that clients are shown, and those between it and its authority; "
+        "empty: the data listener speaks plain HTTP",
+    ),
+    Setting("tls.key", "LB_TLS_KEY", "PEM file with its private key, without a passphrase"),
+    Setting(
+        "tls.min_version", "LB_TLS_MIN_VERSION", "the oldest version of TLS taken", choices=("1.2", "1.3")
+    ),
+    Setting("tls.http2", "LB_HTTP2", "are clients offered HTTP/2 (within TLS only)"),
+    Setting(
         "trusted_proxies",
         "LB_TRUSTED_PROXIES",
         "networks (CIDR) of proxies in front, whose `X-Forwarded-…`, `Forwarded` and `X-Request-Id` are "

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
+import ssl
+from collections.abc import Callable
 from typing import Any
 
 from lb import boot
@@ -14,7 +16,7 @@ from lb import boot
 
 def on_starting(server: Any) -> None:
     """Before anything is bound."""
-    boot.start_master(server.cfg.address, server.log.error_log)
+    boot.start_master(server.cfg, server.log.error_log)
 
 
 def when_ready(server: Any) -> None:
@@ -25,7 +27,7 @@ def when_ready(server: Any) -> None:
 def on_reload(server: Any) -> None:
     """HUP, after the configuration was read anew."""
     boot.use_log(server.log.error_log)
-    boot.reload_master()
+    boot.reload_master(server.cfg)
 
 
 def on_exit(server: Any) -> None:
@@ -55,6 +57,8 @@ def post_worker_init(worker: Any) -> None:
     from lb import app
     from lb.state.threads import ThreadRuntime, flush_log_forever
 
+    if (context := boot.tls()) is not None:
+        context.set_alpn_protocols(["http/1.1"])
     service = boot.service(ThreadRuntime(), None)
     service.kinds_of([sock.getsockname() for sock in worker.sockets])
     app.install(service)
@@ -69,9 +73,17 @@ def worker_exit(server: Any, worker: Any) -> None:
     app.uninstall()
 
 
+def ssl_context(config: Any, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    """What gunicorn's own workers speak TLS with."""
+    return boot.tls() or default()
+
+
 def settings() -> dict[str, Any]:
     """All of it, for a configuration file to put into its globals; read anew at each call."""
-    hooks = (on_starting, when_ready, on_reload, on_exit, post_fork, post_worker_init, worker_exit)
+    hooks = (
+        *(on_starting, when_ready, on_reload, on_exit, post_fork, post_worker_init, worker_exit),
+        ssl_context,
+    )
     return {**boot.gunicorn_settings(), **{hook.__name__: hook for hook in hooks}}
 
 

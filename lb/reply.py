@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import socket
-import struct
 import sys
 from collections.abc import Callable, Iterable
 from time import monotonic
@@ -22,8 +21,6 @@ LINGER = 2.0
 
 _ACKED = 120
 """Where the eight bytes of `tcpi_bytes_acked` are in Linux's `struct tcp_info`."""
-
-_RESET = struct.pack("ii", 1, 0)
 
 
 class Reply:
@@ -163,15 +160,10 @@ class Reply:
             return
         until = monotonic() + LINGER
         try:
-            conn.sock.shutdown(socket.SHUT_WR)
+            conn.end()
             while (left := until - monotonic()) > 0:
                 conn.timeout = left
                 if not conn.recv(65536):
                     break
         except OSError:
             pass
-
-    def no_clean_end(self) -> None:
-        """Let the connection end with a reset: a body that ends with it would look whole."""
-        if not self.conn.closed:
-            self.conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

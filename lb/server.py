@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+import ssl
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -16,6 +17,7 @@ from lb.accesslog import Entry
 from lb.client import Client, Limits, WsgiApp
 from lb.errors import RequestDeadline
 from lb.proxy.conn import Conn, RawSocket, Reactor
+from lb.proxy.tls import TlsConn
 from lb.settings import ClientSettings, LimitSettings
 
 _LOG = logging.getLogger("lb")
@@ -37,12 +39,17 @@ _READ = 1
 class Listener:
     """One listening socket, what its connections' environs begin with, and the watcher that accepts."""
 
-    def __init__(self, sock: RawSocket, kind: str, environ: dict[str, Any]) -> None:
+    def __init__(
+        self, sock: RawSocket, kind: str, environ: dict[str, Any], tls: ssl.SSLContext | None
+    ) -> None:
         self.sock = sock
         self.kind = kind
+        self.tls = tls
         name = sock.getsockname()
         host, port = (name[0], str(name[1])) if isinstance(name, tuple) else (str(name), "")
         self.environ = {**environ, "lb.listener": kind, "SERVER_NAME": host, "SERVER_PORT": port}
+        if tls is not None:
+            self.environ["wsgi.url_scheme"] = "https"
         self.watcher: Any = None
 
 
@@ -90,9 +97,14 @@ class Server:
                 fault = RequestDeadline(f"not done within {self._request:g} s")
                 self.reactor.doom(client.greenlet, now, fault, None)
 
-    def listen(self, sock: RawSocket, kind: str, environ: dict[str, Any]) -> None:
-        """Accept connections on `sock`, which must not block; `kind` is "data" or "control"."""
-        listener = Listener(sock, kind, environ)
+    def listen(
+        self, sock: RawSocket, kind: str, environ: dict[str, Any], tls: ssl.SSLContext | None = None
+    ) -> None:
+        """Accept connections on `sock`, which must not block; `kind` is "data" or "control".
+
+        With `tls` they speak TLS; a PROXY protocol header comes before it, in plain bytes.
+        """
+        listener = Listener(sock, kind, environ, tls)
         listener.watcher = self.reactor.loop.io(sock.fileno(), _READ)
         listener.watcher.start(self._on_connection, listener)
         self._listeners.append(listener)
@@ -117,7 +129,11 @@ class Server:
             environ = listener.environ.copy()
             environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = (peer[0], str(peer[1])) if peer else ("", "")
             announced = self._proxy_protocol and listener.kind == "data"
-            self.clients.add(Client(self, Conn(self.reactor, sock), environ, announced))
+            if listener.tls is None:
+                conn = Conn(self.reactor, sock)
+            else:
+                conn = TlsConn(self.reactor, sock, listener.tls, plain=announced)
+            self.clients.add(Client(self, conn, environ, announced))
 
     def _pause(self, kind: str | None) -> None:
         self._paused = True

@@ -7,6 +7,7 @@ Times are seconds, sizes are bytes, 0 switches a limit off where the table says 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
 
@@ -82,6 +83,15 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     body: int = 0
 
 
+class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Towards clients, on the data listener: PEM files, "" for plain HTTP; which versions and protocols."""
+
+    certificate: str = ""
+    key: str = ""
+    min_version: Literal["1.2", "1.3"] = "1.2"
+    http2: bool = True
+
+
 class UpstreamTls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Towards `https://` backends: whom to trust, and who we are."""
 
@@ -151,6 +161,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     graceful_timeout: float = 30.0
     client: ClientSettings = ClientSettings()
     limits: LimitSettings = LimitSettings()
+    tls: TlsSettings = TlsSettings()
     trusted_proxies: tuple[str, ...] = ()
     forwarded: bool = False
     log: LogSettings = LogSettings()

@@ -83,10 +83,6 @@ class Worker(GeventWorker):  # type: ignore[misc]
         try:
             self.service.start()
             gevent.spawn(self._flush_log)
-            if self.cfg.is_ssl:  # gunicorn's own handling: slower, and able to speak TLS
-                self.service.kinds_of([sock.getsockname() for sock in self.sockets])
-                super().run()
-                return
             self._listen(server)
             # What is here now stays: the collector need not look at it again.
             gc.collect()
@@ -108,6 +104,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             boot.leave_if_orphaned(self.ppid)
 
     def _listen(self, server: Any) -> None:
+        from lb import boot
         from lb.proxy.conn import RawSocket
 
         environ = base_environ(self.cfg)
@@ -124,7 +121,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         for sock, kind in zip(self.sockets, kinds, strict=True):
             raw = RawSocket(fileno=os.dup(sock.fileno()))
             raw.setblocking(False)
-            server.listen(raw, kind, environ)
+            server.listen(raw, kind, environ, boot.tls() if kind == "data" else None)
 
     def _flush_log(self) -> None:
         while True:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gunicorn.config import Config
 
 from lb import boot
 from lb.config import load
@@ -23,6 +24,7 @@ from lb.state.embedded import EmbeddedStore
 from lb.state.registry import Registry
 from lb.state.spawn import running
 from lb.state.store import connect
+from tests.support.certificates import Pair
 from tests.support.run import clean_env
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +44,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """As in a process that has just begun; whatever it changes is undone."""
     monkeypatch.setattr(boot, "_settings", None)
     monkeypatch.setattr(boot, "_store", None)
+    monkeypatch.setattr(boot, "_tls", None)
+    monkeypatch.setattr(boot, "_flagged", None)
     monkeypatch.chdir(tmp_path)
     for name in [
         name for name in os.environ if name.startswith("LB_") or name in ("GUNICORN_FD", "LISTEN_FDS")
@@ -55,6 +59,17 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     log.handlers, log.propagate = before[0], before[2]
     log.setLevel(before[1])
     resource.setrlimit(resource.RLIMIT_NOFILE, files)
+
+
+def a_cfg(*addresses: tuple[str, int], **flags: object) -> Any:
+    """gunicorn's settings, with these addresses."""
+    cfg = Config()
+    for name, value in boot.gunicorn_settings(os.environ).items():
+        cfg.set(name, value)
+    cfg.set("bind", [f"{host}:{port}" for host, port in addresses])
+    for name, value in flags.items():
+        cfg.set(name, value)
+    return cfg
 
 
 def a_log() -> logging.Logger:
@@ -180,13 +195,13 @@ def published(folder: Path) -> set[str]:
 
 def test_the_master_starts_the_store_and_publishes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(folder, monkeypatch)
-    boot.start_master([], a_log())
+    boot.start_master(a_cfg(), a_log())
     pid = EmbeddedStore(folder).pid()
     assert pid is not None
     assert published(folder) == {"a:1"}
     use(folder, monkeypatch, "http://b:2")
     assert published(folder) == {"a:1"}
-    boot.reload_master()
+    boot.reload_master(a_cfg())
     assert published(folder) == {"b:2"}
     boot.leave_if_orphaned(os.getppid())  # its master lives
     assert running(pid)
@@ -201,7 +216,7 @@ def test_an_address_in_use_starts_nothing(
     use(folder, monkeypatch)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with pytest.raises(SystemExit) as ended:
-            boot.start_master([("127.0.0.1", 0), taken.getsockname()], a_log())
+            boot.start_master(a_cfg(("127.0.0.1", 0), taken.getsockname()), a_log())
         assert ended.value.code == 1
         told = capsys.readouterr().err
         assert told.count("\n") == 1
@@ -209,7 +224,7 @@ def test_an_address_in_use_starts_nothing(
         assert EmbeddedStore(folder).pid() is None
         # A master that was handed its sockets by another one finds them in use: by itself.
         monkeypatch.setenv("GUNICORN_FD", "3")
-        boot.start_master([taken.getsockname()], a_log())
+        boot.start_master(a_cfg(taken.getsockname()), a_log())
 
 
 def test_a_store_that_is_not_there_ends_the_start(
@@ -218,7 +233,7 @@ def test_a_store_that_is_not_there_ends_the_start(
     monkeypatch.setenv("LB_REDIS_URL", f"unix://{tmp_path}/nothing-here")
     use(tmp_path, monkeypatch)
     with pytest.raises(SystemExit) as ended:
-        boot.start_master([], a_log())
+        boot.start_master(a_cfg(), a_log())
     assert ended.value.code == 1
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -228,8 +243,48 @@ def test_a_reload_survives_the_store(
 ) -> None:
     monkeypatch.setenv("LB_REDIS_URL", f"unix://{tmp_path}/nothing-here")
     use(tmp_path, monkeypatch)
-    boot.reload_master()
+    boot.reload_master(a_cfg())
     assert "could not be published" in caplog.records[-1].getMessage()
+
+
+def test_flags_of_gunicorn_win_over_the_settings(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server_pair: Pair
+) -> None:
+    use(folder, monkeypatch)
+    boot.take_flags(a_cfg())
+    assert boot.tls() is None
+    boot.take_flags(a_cfg(certfile=str(server_pair.certificate), keyfile=str(server_pair.key)))
+    flagged = boot.tls()
+    assert flagged is not None
+    with pytest.raises(ConfigError, match=r"gunicorn\.certificate: .*nothing cannot be read"):
+        boot.take_flags(a_cfg(certfile=str(tmp_path / "nothing"), keyfile=str(server_pair.key)))
+    assert boot.tls() is flagged
+    for name, value in server_pair.env().items():
+        monkeypatch.setenv(name, value)
+    boot.take_flags(a_cfg())
+    assert boot.tls() not in (None, flagged)
+
+
+def test_a_certificate_that_cannot_be_loaded_ends_the_start_but_no_reload(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    server_pair: Pair,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    env = server_pair.env()
+    broken = env | {"LB_TLS_KEY": str(tmp_path / "nothing")}
+    with pytest.raises(SystemExit) as ended:
+        boot.gunicorn_settings(broken)
+    assert ended.value.code == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "tls.key" in told
+    assert boot.gunicorn_settings(env)["certfile"] == str(server_pair.certificate)
+    context = boot.tls()
+    assert boot.gunicorn_settings(broken)["keyfile"] == str(server_pair.key)
+    assert boot.tls() is context
+    assert "the running configuration stays in force" in caplog.text
 
 
 def test_the_log_goes_where_gunicorns_goes() -> None:

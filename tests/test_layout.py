@@ -40,6 +40,7 @@ GROUPS = {
     "routing": "routing",
     "edits": "routing",
     "proxyprotocol": "model",
+    "certificates": "config",
     "forwarded": "app",
     "algorithms": "algorithms",
     "config": "config",

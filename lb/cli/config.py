@@ -7,6 +7,7 @@ from typing import Any
 import click
 import msgspec
 
+from lb import certificates
 from lb.cli.output import json_option, print_json, print_table
 from lb.config import read
 from lb.config_checks import mask
@@ -30,20 +31,23 @@ def check(file: str | None, as_json: bool) -> None:
     Looks at FILE, else at the file that `lb serve` would read, and at the LB_… variables.
     """
     loaded = read(file)
+    found = list(loaded.problems)
+    if loaded.settings is not None:
+        found += certificates.problems(loaded.settings)
     if as_json:
-        report = {"ok": not loaded.problems, "file": loaded.file}
-        print_json(report | {"problems": loaded.problems, "notes": loaded.notes})
+        report = {"ok": not found, "file": loaded.file}
+        print_json(report | {"problems": found, "notes": loaded.notes})
     else:
-        for problem in loaded.problems:
+        for problem in found:
             click.echo(problem, err=True)
         for note in loaded.notes:
             click.echo(f"note: {note}", err=True)
-        if loaded.settings is not None:
+        if loaded.settings is not None and not found:
             pools = loaded.settings.pools
             backends = sum(len(pool.backends) for pool in pools.values())
             words = f"{_count(len(pools), 'pool')}, {_count(backends, 'backend')}"
             click.echo(f"{loaded.file or 'no file, environment only'}: ok ({words})")
-    if loaded.problems:
+    if found:
         click.get_current_context().exit(1)
 
 

@@ -7,16 +7,15 @@ watcher is stopped (epoll is level-triggered: it would spin) and `idle` is told,
 
 Deadlines are plain numbers that a `Reactor` sweeps a few times a second: no timer per wait.
 
-`ThreadConn` is the same for worker classes with threads: a blocking socket with timeouts.
+`lb.proxy.tls` has one that speaks TLS, `lb.proxy.dial` opens them.
 """
 
 from __future__ import annotations
 
 import _socket
 import errno
-import os
-import select
 import socket
+import struct
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, Protocol
@@ -32,9 +31,7 @@ RawSocket = _socket.socket
 
 NEVER = float("inf")
 READ, WRITE = 1, 2
-
-Address = tuple[int, Any]
-"""(address family, what `connect` takes)."""
+_RESET = struct.pack("ii", 1, 0)
 
 
 class Answered(Exception):
@@ -160,6 +157,11 @@ class Conn:
     def closed(self) -> bool:
         """Has `close` been called?"""
         return self._read_io is None
+
+    @property
+    def protocol(self) -> str:
+        """The protocol that was agreed on within TLS (ALPN, RFC 7301); "" when none was, or without TLS."""
+        return ""
 
     def readable(self) -> bool:
         """Has something arrived that nobody has read yet (the end of the stream counts)?"""
@@ -298,6 +300,12 @@ class Conn:
         """End the sending half. Raises OSError."""
         self.sock.shutdown(socket.SHUT_WR)
 
+    def abort(self) -> None:
+        """Close it with a reset: what was sent must not be taken for the whole. May be called again."""
+        if self._read_io is not None:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.close()
+
     def close(self) -> None:
         """Stop watching and close the socket. May be called again. Who still waits is woken with an error."""
         watcher = self._read_io
@@ -317,85 +325,3 @@ class Conn:
             if waiting is not None:
                 self.reader = self.writer = None
                 self.reactor.loop.run_callback(waiting.switch)
-
-
-class ThreadConn:
-    """A blocking socket with a timeout, for worker classes whose requests run in threads."""
-
-    __slots__ = ("__weakref__", "_timeout", "idle", "idle_since", "sock")
-
-    def __init__(self, sock: RawSocket) -> None:
-        self.sock = sock
-        self.idle: Callable[[], None] | None = None
-        self._timeout = NEVER
-
-    @property
-    def timeout(self) -> float:
-        """Seconds that each single call may block."""
-        return self._timeout
-
-    @timeout.setter
-    def timeout(self, value: float) -> None:
-        self._timeout = value
-        self.sock.settimeout(None if value == NEVER else value)
-
-    def recv(self, size: int) -> bytes:
-        """Read up to `size` bytes; b"" is the end of the stream."""
-        return self.sock.recv(size)
-
-    def recv_into(self, buffer: memoryview) -> int:
-        """Like `recv`, into `buffer`."""
-        return self.sock.recv_into(buffer)
-
-    def sendall(self, data: bytes | memoryview) -> bool:
-        """Send everything. Whether it had to wait it cannot tell: False."""
-        self.sock.sendall(data)
-        return False
-
-    def readable(self) -> bool:
-        """Has something arrived that nobody has read yet (the end of the stream counts)?"""
-        # Not recv with MSG_DONTWAIT: a socket with a timeout waits for that long before it calls recv.
-        poll = select.poll()
-        poll.register(self.sock.fileno(), select.POLLIN)
-        return bool(poll.poll(0))
-
-    def close(self) -> None:
-        """Close the socket."""
-        self.sock.close()
-
-
-def connect(reactor: Reactor | None, address: Address, timeout: float) -> Conn | ThreadConn:
-    """Open a connection within `timeout` seconds. Raises OSError, TimeoutError included.
-
-    With a reactor the calling greenlet waits, without one the calling thread does.
-    """
-    family, target = address
-    sock = RawSocket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        if family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if reactor is None:
-            sock.settimeout(timeout)
-            sock.connect(target)
-            return ThreadConn(sock)
-        sock.setblocking(False)
-        pending = sock.connect_ex(target)
-        # EAGAIN is no such case: a unix socket's queue is full, and nothing goes on that could be waited for.
-        if pending and pending != errno.EINPROGRESS:
-            raise OSError(pending, os.strerror(pending))
-    except BaseException:
-        sock.close()
-        raise
-    conn = Conn(reactor, sock)
-    if pending:
-        try:
-            conn.timeout = timeout
-            conn.wait_writable()
-            failed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if failed:
-                raise OSError(failed, os.strerror(failed))
-        except BaseException:
-            conn.close()
-            raise
-    conn.deadline = NEVER
-    return conn

@@ -15,7 +15,8 @@ from requests.cookies import RequestsCookieJar
 from requests.structures import CaseInsensitiveDict
 
 from lb.proxy.body import PIECE, BodyReader, upstream_fault
-from lb.proxy.conn import NEVER, Conn, ThreadConn
+from lb.proxy.conn import NEVER, Conn
+from lb.proxy.dial import ThreadConn
 from lb.proxy.fields import Fields, ResponseHead
 from lb.proxy.http1 import UNTIL_CLOSE
 from lb.proxy.upstream import Upstream

@@ -17,7 +17,8 @@ from requests.adapters import BaseAdapter
 
 from lb.errors import BadResponse, ResponseTimeout, UpstreamClosed
 from lb.proxy.body import BodyReader, client_fault
-from lb.proxy.conn import HEAD, NEVER, Conn, Reactor, ThreadConn
+from lb.proxy.conn import HEAD, NEVER, Conn, Reactor
+from lb.proxy.dial import ThreadConn
 from lb.proxy.fields import ResponseHead, interim_head
 from lb.proxy.http1 import UNTIL_CLOSE
 from lb.proxy.messages import Pieces, ProxyRequest, ProxyResponse

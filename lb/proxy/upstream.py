@@ -10,7 +10,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from lb.errors import ConnectFailed, ConnectTimeout
-from lb.proxy.conn import NEVER, Address, Conn, Reactor, ThreadConn, connect
+from lb.proxy.conn import NEVER, Conn, Reactor
+from lb.proxy.dial import Address, ThreadConn, connect
 
 RESOLVE_FOR = 10.0
 """Seconds for which a backend's host name is not looked up again."""

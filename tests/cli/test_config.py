@@ -33,6 +33,13 @@ def test_another_file(lb: Lb, arguments: list[str]) -> None:
     assert "other.toml:1: wrokers" in lb(*arguments).err
 
 
+def test_files_that_the_configuration_names_are_looked_at(lb: Lb) -> None:
+    Path("lb.toml").write_text(GOOD + '[tls]\ncertificate = "no.pem"\nkey = "no.key"\n')
+    result = lb("config", "check")
+    assert (result.code, result.out) == (1, "")
+    assert result.err == "tls.certificate: no.pem cannot be read: No such file or directory\n"
+
+
 def test_check_as_json(lb: Lb, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LB_BACKEND", "x")
     assert lb("config", "check", "--json").json == {

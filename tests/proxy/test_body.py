@@ -28,7 +28,8 @@ from lb.errors import (
     UpstreamClosed,
 )
 from lb.proxy.body import BodyReader, client_fault, upstream_fault
-from lb.proxy.conn import Conn, Reactor, ThreadConn
+from lb.proxy.conn import Conn, Reactor
+from lb.proxy.dial import ThreadConn
 from lb.proxy.http1 import CHUNKED, LAST_CHUNK, UNTIL_CLOSE, chunk
 from tests.support.green import in_greenlet, raw_pair, until
 

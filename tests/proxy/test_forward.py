@@ -28,7 +28,8 @@ from lb.errors import (
 )
 from lb.model import Backend as Member
 from lb.proxy.body import BodyReader, client_fault
-from lb.proxy.conn import Conn, Reactor, ThreadConn
+from lb.proxy.conn import Conn, Reactor
+from lb.proxy.dial import ThreadConn
 from lb.proxy.forward import Answer, Forwarder
 from lb.proxy.http1 import CHUNKED
 from lb.settings import PoolConfig, RetrySettings, TimeoutSettings

@@ -28,7 +28,8 @@ from lb.errors import (
     UpstreamClosed,
 )
 from lb.proxy.body import BodyReader, client_fault
-from lb.proxy.conn import Conn, Reactor, ThreadConn
+from lb.proxy.conn import Conn, Reactor
+from lb.proxy.dial import ThreadConn
 from lb.proxy.http1 import CHUNKED
 from lb.proxy.messages import ProxyRequest, ProxyResponse
 from lb.proxy.transport import Transport

@@ -12,7 +12,8 @@ import gevent
 import pytest
 
 from lb.errors import ConnectFailed, ConnectTimeout
-from lb.proxy.conn import Conn, Reactor, ThreadConn
+from lb.proxy.conn import Conn, Reactor
+from lb.proxy.dial import ThreadConn
 from lb.proxy.upstream import Upstream, went_away
 from tests.support.backends import Backend, Peer, deaf, refusing
 from tests.support.green import in_greenlet, until

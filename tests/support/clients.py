@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 PATIENCE = 20.0
 """Seconds that a client waits for anything at most."""
@@ -50,9 +52,21 @@ class Answer:
 class Client:
     """A connection. Everything that is read is checked to be HTTP."""
 
-    def __init__(self, port: int, host: str = "127.0.0.1", timeout: float = PATIENCE) -> None:
+    def __init__(
+        self,
+        port: int,
+        host: str = "127.0.0.1",
+        timeout: float = PATIENCE,
+        tls: ssl.SSLContext | None = None,
+        first: bytes = b"",
+    ) -> None:
+        """With `tls` it speaks that; `first` is sent before it."""
         self.sock = socket.create_connection((host, port), timeout)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if first:
+            self.sock.sendall(first)
+        if tls is not None:
+            self.sock = tls.wrap_socket(self.sock, server_hostname="localhost", suppress_ragged_eofs=False)
         self._buffer = b""
 
     def __enter__(self) -> Client:
@@ -211,7 +225,9 @@ class Load:
         target: str | Callable[[int], str] = "/",
         total: int | None = None,
         wanted: int = 200,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self._tls: dict[str, Any] = {"ssl": tls, "server_hostname": "localhost"} if tls else {}
         self.done = 0
         self.statuses: Counter[int] = Counter()
         self.failures: list[str] = []
@@ -272,7 +288,7 @@ class Load:
                     if reader is None or writer is None or reader.at_eof() or writer.is_closing():
                         if writer is not None:
                             writer.close()
-                        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                        reader, writer = await asyncio.open_connection("127.0.0.1", port, **self._tls)
                     stage = "sending"
                     writer.write(b"GET %b HTTP/1.1\r\nHost: load\r\n\r\n" % target.encode())
                     stage = "waiting for the head"

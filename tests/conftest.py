@@ -1,0 +1,19 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.certificates import Authority, Pair
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """The authority of a test run's certificates."""
+    return Authority(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="session")
+def server_pair(authority: Authority) -> Pair:
+    """What a server on 127.0.0.1, also called localhost and backend.example, shows."""
+    return authority.issue("server", "IP:127.0.0.1", "DNS:localhost", "DNS:backend.example")

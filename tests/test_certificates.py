@@ -1,0 +1,71 @@
+"""Contexts from files; what cannot be used is one line that names the setting and the file."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from pathlib import Path
+
+import pytest
+
+from lb.certificates import server_context
+from lb.errors import ConfigError
+from lb.settings import TlsSettings
+from tests.support.certificates import Authority, Pair
+
+
+def settings(certificate: Path, key: Path, **more: object) -> TlsSettings:
+    return TlsSettings(str(certificate), str(key), **more)  # type: ignore[arg-type]
+
+
+def test_without_a_certificate_there_is_no_tls() -> None:
+    assert server_context(TlsSettings()) is None
+
+
+@pytest.mark.parametrize(
+    ("version", "least"), [("1.2", ssl.TLSVersion.TLSv1_2), ("1.3", ssl.TLSVersion.TLSv1_3)]
+)
+def test_the_context_of_the_data_listener(server_pair: Pair, version: str, least: ssl.TLSVersion) -> None:
+    context = server_context(settings(*server_pair, min_version=version))
+    assert context is not None
+    assert context.minimum_version == least
+    assert context.options & ssl.OP_NO_RENEGOTIATION
+    assert context.options & ssl.OP_NO_COMPRESSION
+    assert not context.options & ssl.OP_IGNORE_UNEXPECTED_EOF
+
+
+def test_one_file_may_hold_both(server_pair: Pair, tmp_path: Path) -> None:
+    both = tmp_path / "both.pem"
+    both.write_bytes(server_pair.certificate.read_bytes() + server_pair.key.read_bytes())
+    assert server_context(settings(both, both)) is not None
+
+
+def test_what_cannot_be_used_is_named(server_pair: Pair, authority: Authority, tmp_path: Path) -> None:
+    certificate, key = server_pair
+    other = authority.issue("other").key
+    garbage = tmp_path / "garbage"
+    garbage.write_bytes(os.urandom(100))
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    locked = authority.encrypted(server_pair)
+    for made, words in [
+        (
+            settings(tmp_path / "none", key),
+            rf"tls\.certificate: {tmp_path}/none cannot be read: No such file",
+        ),
+        (
+            settings(certificate, tmp_path / "none"),
+            rf"tls\.key: {tmp_path}/none cannot be read: No such file",
+        ),
+        (settings(certificate, closed), rf"tls\.key: {closed} cannot be read: Is a directory"),
+        (settings(certificate, other), rf"tls\.key: {other} is not the key of the certificate {certificate}"),
+        (settings(certificate, locked), rf"tls\.key: {locked} is encrypted"),
+        (settings(garbage, key), rf"tls: no certificate and key in PEM in {garbage} and {key}"),
+        (
+            settings(certificate, garbage),
+            rf"tls: no certificate and key in PEM in {certificate} and {garbage}",
+        ),
+    ]:
+        with pytest.raises(ConfigError, match=f"^{words}") as raised:
+            server_context(made)
+        assert "\n" not in str(raised.value)
