@@ -20,6 +20,7 @@ HOT = (
     "client",
     "environ",
     "forwarded",
+    "limits",
     "proxy/body",
     "proxy/conn",
     "proxy/dial",

@@ -17,8 +17,6 @@ from greenlet import greenlet
 from gunicorn_h1c import (
     InvalidHTTPVersion,
     InvalidRequestMethod,
-    LimitRequestHeaders,
-    LimitRequestLine,
     ParseError,
     parse_request_fast,
 )
@@ -35,61 +33,24 @@ from lb.errors import (
     ProxyError,
     RequestTimeout,
     UnsupportedCoding,
-    UriTooLong,
-    VersionNotSupported,
 )
+from lb.limits import Limits
 from lb.proxy.body import BodyReader, client_fault
 from lb.proxy.conn import HEAD, Conn
 from lb.proxy.http1 import UnsupportedTransferCoding, request_body
 from lb.proxy.tls import TlsConn
 from lb.proxyprotocol import parse as parse_proxy
 from lb.reply import Reply
-from lb.settings import LimitSettings
 from lb.wsgi import problem
 
 _NO_BODY = io.BytesIO()
 # Later minor versions are to be read as the one that we know (RFC 9110, section 2.5).
-_VERSION = re.compile(rb"[^\r\n]* HTTP/[0-9]\.[0-9]\r\n")
 _LATER = re.compile(rb"([^\r\n]* HTTP/1\.)[2-9]\r\n")
 
 # The fast parser has two exceptions of its own beside those that the package exports.
 _MALFORMED = (ParseError, FastParseError)
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
-
-
-class Limits:
-    """How large a request's head may be: the parser's own limits, or others."""
-
-    def __init__(self, settings: LimitSettings) -> None:
-        self.head = settings.head
-        self._fields = settings.fields
-        self._options: dict[str, Any] = {}
-        if settings != LimitSettings(head=settings.head, body=settings.body):
-            self._options = {
-                "limit_request_line": settings.request_line,
-                "limit_request_fields": settings.fields,
-                "limit_request_field_size": settings.field_size,
-            }
-        #: Are they those that the parser has anyway? Options cost every request.
-        self.usual = not self._options
-
-    def parse(self, data: bytes, any_method: bool = False) -> Any:
-        """Parse the head in `data`. Any token is a method (RFC 9110, section 9.1) if `any_method`."""
-        if any_method:
-            return parse_request_fast(data, permit_unconventional_http_method=True, **self._options)
-        return parse_request_fast(data, **self._options)
-
-    def refusal(self, exc: Exception, data: bytes) -> ClientError:
-        """What it means that the parser does not take the head in `data`."""
-        if isinstance(exc, LimitRequestLine):
-            return UriTooLong(str(exc))
-        if isinstance(exc, InvalidHTTPVersion) and _VERSION.match(data):
-            return VersionNotSupported(str(exc))
-        # Far more fields than allowed are just an error to it.
-        if isinstance(exc, LimitRequestHeaders) or data.count(b"\n") > 2 * self._fields:
-            return HeaderTooLarge(str(exc))
-        return BadRequest(str(exc))
 
 
 class Host(Protocol):

@@ -14,8 +14,9 @@ import gevent
 from greenlet import getcurrent, greenlet
 
 from lb.accesslog import Entry
-from lb.client import Client, Limits, WsgiApp
+from lb.client import Client, WsgiApp
 from lb.errors import RequestDeadline
+from lb.limits import Limits
 from lb.proxy.conn import Conn, RawSocket, Reactor
 from lb.proxy.tls import TlsConn
 from lb.settings import ClientSettings, LimitSettings

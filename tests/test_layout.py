@@ -57,6 +57,7 @@ GROUPS = {
     "wsgi": "app",
     "environ": "app",
     "client": "app",
+    "limits": "app",
     "reply": "app",
     "control": "control",
     "server": "worker",
