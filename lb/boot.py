@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import gunicorn.sock
 
 from lb import config
-from lb.certificates import harden, load_chain, server_context
+from lb.certificates import alpn, harden, load_chain, server_context
 from lb.errors import ConfigError, LbError
 from lb.settings import Settings
 from lb.state import embedded
@@ -119,6 +119,7 @@ def take_flags(cfg: Any) -> None:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificate, cfg.keyfile or certificate, "gunicorn"
         )
         _flagged = harden(gunicorn.sock.ssl_context(cfg))
+        _flagged.set_alpn_protocols(alpn(own))
     except (OSError, ValueError) as exc:
         _flagged = before
         raise ConfigError(f"gunicorn's TLS settings cannot be used: {exc}") from None

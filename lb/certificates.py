@@ -15,7 +15,7 @@ from lb.settings import Settings, TlsSettings
 
 def alpn(settings: TlsSettings) -> list[str]:
     """The protocols that clients are offered (RFC 7301), the preferred one first."""
-    return ["http/1.1"]
+    return ["h2", "http/1.1"] if settings.http2 else ["http/1.1"]
 
 
 def server_context(settings: TlsSettings) -> ssl.SSLContext | None:

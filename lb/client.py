@@ -53,6 +53,15 @@ _MALFORMED = (ParseError, FastParseError)
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
+class Served(Protocol):
+    """What a greenlet of the worker's can serve: a connection, or one stream of it (HTTP/2)."""
+
+    greenlet: Any
+
+    def serve(self, data: bytes) -> None: ...
+    def close(self) -> None: ...
+
+
 class Host(Protocol):
     """What a connection needs of the worker that accepted it."""
 
@@ -64,8 +73,9 @@ class Host(Protocol):
     body_timeout: float
     half_close: float
 
-    def run(self, client: Client, data: bytes) -> None: ...
-    def gone(self, client: Client) -> None: ...
+    def run(self, client: Served, data: bytes) -> None: ...
+    def gone(self, client: Any) -> None: ...
+    def speak_http2(self, client: Client, data: bytes) -> None: ...
     def log_refused(self, entry: Entry) -> None: ...
     def crashed(self, environ: dict[str, Any]) -> None: ...
     def next_id(self) -> str: ...
@@ -74,7 +84,7 @@ class Host(Protocol):
 class Client(Reply):
     """A connection, from accept to close."""
 
-    __slots__ = ("base", "busy_since", "greenlet", "host", "idle_since", "pending", "unannounced")
+    __slots__ = ("base", "busy_since", "fresh", "greenlet", "host", "idle_since", "pending", "unannounced")
 
     def __init__(self, host: Host, conn: Conn, base: dict[str, Any], unannounced: bool = False) -> None:
         super().__init__(conn)
@@ -87,6 +97,8 @@ class Client(Reply):
         base.update(dict.fromkeys(KEYS))
         #: What has arrived of a head that is not whole yet.
         self.pending = b""
+        #: Has nothing come from it yet?
+        self.fresh = True
         self.idle_since = monotonic()
         #: When the request began that is served now; 0 between two.
         self.busy_since = 0.0
@@ -118,6 +130,11 @@ class Client(Reply):
         if self.unannounced:
             data = self._announce(data)
             if not data:
+                return
+        if self.fresh:
+            self.fresh = False
+            if conn.protocol == "h2":
+                self.host.speak_http2(self, data)
                 return
         conn.idle = None
         self.host.run(self, data)
@@ -188,6 +205,14 @@ class Client(Reply):
             self._reset()
         else:
             self.close()
+
+    def leave(self) -> None:
+        """The worker is going: with HTTP/1 that is said with each answer."""
+
+    def overdue(self, before: float) -> list[Any]:
+        """Who serves a request that began before then (by `monotonic`)."""
+        late = self.busy_since and self.busy_since < before and not self.upgraded
+        return [self.greenlet] if late else []
 
     @property
     def idle(self) -> bool:

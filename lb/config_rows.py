@@ -170,7 +170,7 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "tls.min_version", "LB_TLS_MIN_VERSION", "the oldest version of TLS taken", choices=("1.2", "1.3")
     ),
-    Setting("tls.http2", "LB_HTTP2", "are clients offered HTTP/2 (within TLS only)"),
+    Setting("tls.http2", "LB_HTTP2", "are clients offered HTTP/2 (within TLS only, and not under `gthread`)"),
     Setting(
         "trusted_proxies",
         "LB_TRUSTED_PROXIES",

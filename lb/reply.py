@@ -23,6 +23,12 @@ _ACKED = 120
 """Where the eight bytes of `tcpi_bytes_acked` are in Linux's `struct tcp_info`."""
 
 
+def field_lines(headers: list[tuple[str, str]]) -> tuple[bytes, bool]:
+    """What WSGI's `headers` are as lines; and do they say how long the body is?"""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    return lines.encode("latin-1"), any(name.lower() == "content-length" for name, _ in headers)
+
+
 class Reply:
     """The writing half of a client's connection."""
 
@@ -48,9 +54,7 @@ class Reply:
         if exc_info is not None and self.head_sent:
             raise exc_info[1].with_traceback(exc_info[2])
         code, _, reason = status.partition(" ")
-        measured = any(name.lower() == "content-length" for name, _ in headers)
-        lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
-        self.start_raw(int(code), reason, lines.encode("latin-1"), measured)
+        self.start_raw(int(code), reason, *field_lines(headers))
         return self._write_now
 
     def start_raw(self, status: int, reason: str, lines: bytes, measured: bool) -> None:

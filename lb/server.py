@@ -14,8 +14,9 @@ import gevent
 from greenlet import getcurrent, greenlet
 
 from lb.accesslog import Entry
-from lb.client import Client, WsgiApp
+from lb.client import Client, Served, WsgiApp
 from lb.errors import RequestDeadline
+from lb.http2 import Session
 from lb.limits import Limits
 from lb.proxy.conn import Conn, RawSocket, Reactor
 from lb.proxy.tls import TlsConn
@@ -77,7 +78,8 @@ class Server:
         self.next_id = next_id
         self.log_refused = log_refused
         self.draining = False
-        self.clients: set[Client] = set()
+        #: A `Client` or a `Session` for each connection.
+        self.clients: set[Any] = set()
         self._most = settings.connections
         self._proxy_protocol = settings.proxy_protocol
         self._listeners: list[Listener] = []
@@ -94,9 +96,9 @@ class Server:
         """End what has taken too long."""
         now = monotonic()
         for client in self.clients:
-            if client.busy_since and not client.upgraded and now - client.busy_since > self._request:
+            for late in client.overdue(now - self._request):
                 fault = RequestDeadline(f"not done within {self._request:g} s")
-                self.reactor.doom(client.greenlet, now, fault, None)
+                self.reactor.doom(late, now, fault, None)
 
     def listen(
         self, sock: RawSocket, kind: str, environ: dict[str, Any], tls: ssl.SSLContext | None = None
@@ -150,13 +152,20 @@ class Server:
 
     # What connections ask of their host.
 
-    def run(self, client: Client, data: bytes) -> None:
+    def speak_http2(self, client: Client, data: bytes) -> None:
+        """`client` has agreed on HTTP/2, and `data` is its first: a session takes over the connection."""
+        self.clients.discard(client)
+        session = Session(self, client.conn, client.base)
+        self.clients.add(session)
+        session.receive(data)
+
+    def run(self, client: Served, data: bytes) -> None:
         """Let a parked greenlet, or a new one, serve `client`, which has sent `data`."""
         parked = self._parked
         (parked.pop() if parked else greenlet(self._serve, self.reactor.hub)).switch(client, data)
 
-    def _serve(self, client: Client, data: bytes) -> None:
-        """What a greenlet does all its life: serve a connection, park, serve the next one."""
+    def _serve(self, client: Served, data: bytes) -> None:
+        """What a greenlet does all its life: serve a connection or a stream, park, serve the next one."""
         wait = self.reactor.switch
         doomed = self.reactor.doomed
         me = getcurrent()
@@ -172,7 +181,7 @@ class Server:
             self._parked.append(me)
             client, data = wait()
 
-    def gone(self, client: Client) -> None:
+    def gone(self, client: Any) -> None:
         """`client` is closed."""
         self.clients.discard(client)
         if self._paused:
@@ -185,13 +194,15 @@ class Server:
     # The end.
 
     def stop_accepting(self, kinds: tuple[str, ...] = ("data", "control")) -> None:
-        """Close the listeners of these kinds; answers carry `Connection: close` from here on."""
+        """Close the listeners of these kinds; clients are told from here on that their connections end."""
         self.draining = True
         for listener in [one for one in self._listeners if one.kind in kinds]:
             listener.watcher.stop()
             listener.watcher.close()
             listener.sock.close()
             self._listeners.remove(listener)
+        for client in list(self.clients):
+            client.leave()
 
     def drain(self, timeout: float, notify: Callable[[], None], tell: bool = False) -> None:
         """Wait up to `timeout` seconds for what runs; `notify` is called all the while.

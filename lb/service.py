@@ -93,7 +93,7 @@ class Service:
             environ["SERVER_PORT"],
             host,
             () if forwarding.plain else raw_fields(environ),
-            "1.0" if environ["SERVER_PROTOCOL"] == "HTTP/1.0" else "1.1",
+            environ["SERVER_PROTOCOL"][5:],
         )
 
     def next_id(self) -> str:

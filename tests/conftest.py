@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 import pytest
 
 from tests.support.certificates import Authority, Pair
@@ -17,3 +19,19 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def server_pair(authority: Authority) -> Pair:
     """What a server on 127.0.0.1, also called localhost and backend.example, shows."""
     return authority.issue("server", "IP:127.0.0.1", "DNS:localhost", "DNS:backend.example")
+
+
+@pytest.fixture(scope="session")
+def http2_server(server_pair: Pair) -> ssl.SSLContext:
+    """The context of a server that offers HTTP/2."""
+    context = server_pair.server()
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    return context
+
+
+@pytest.fixture(scope="session")
+def http2_trust(authority: Authority) -> ssl.SSLContext:
+    """The context of a client that speaks HTTP/2."""
+    context = authority.trust()
+    context.set_alpn_protocols(["h2"])
+    return context

@@ -133,7 +133,10 @@ class BodyReader:
     @property
     def trailers(self) -> bytes:
         """The trailer fields that may go on, as lines, once it is complete."""
-        return self._chunks.trailers if self._chunks is not None else b""
+        if self._chunks is not None:
+            return self._chunks.trailers
+        trailers: bytes = getattr(self._stream, "trailers", b"")
+        return trailers
 
     def _fill(self) -> None:
         """Read once from the stream. Raises what `fault` makes of an error or an early end."""
@@ -182,8 +185,8 @@ class BodyReader:
         before the upload is over has made up its mind. Raises OSError for faults of `to`.
         """
         before = self.passed
-        if stop_on_answer and isinstance(to, Conn) and isinstance(self._stream, Conn):
-            source = self._stream
+        source: Any = self._stream
+        if stop_on_answer and isinstance(to, Conn) and hasattr(source, "interrupt"):
 
             def stop_reading() -> None:
                 if source.reader is not None:

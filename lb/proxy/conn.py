@@ -51,6 +51,17 @@ class Stream(Protocol):
     def close(self) -> None: ...
 
 
+class Waiter(Protocol):
+    """What else greenlets wait for, and the reactor ends such a wait: a stream within a connection."""
+
+    deadline: float
+    reader: greenlet | None
+    writer: greenlet | None
+
+    def expire(self) -> None: ...
+    def interrupt(self, exc: Exception) -> bool: ...
+
+
 class Reactor:
     """What all connections of one worker process share: the hub, its loop, and the sweep over deadlines.
 
@@ -67,6 +78,8 @@ class Reactor:
         # greenlet's own switch: the hub's method only adds a hook that plain greenlets have no use for.
         self.switch = greenlet.switch.__get__(hub)
         self.conns: set[Conn] = set()
+        #: Swept like the connections.
+        self.streams: set[Waiter] = set()
         self.scratch = memoryview(bytearray(524288))
         #: Greenlets whose wait is to end with an error, see `doom`.
         self.doomed: dict[greenlet, tuple[float, Exception, Conn | None]] = {}
@@ -78,6 +91,10 @@ class Reactor:
         for conn in [c for c in self.conns if c.deadline <= now]:
             if conn.deadline <= now:  # whoever was woken before may have given this one more time
                 conn.expire()
+        if self.streams:
+            for stream in [s for s in self.streams if s.deadline <= now]:
+                if stream.deadline <= now:
+                    stream.expire()
         if self.doomed:
             self._give_up(now)
         # At most about one percent of the time goes into sweeping, however many connections there are.
@@ -86,7 +103,7 @@ class Reactor:
         self._timer.start(self._sweep)
 
     def doom(self, who: greenlet, due: float, fault: Exception, spared: Conn | None) -> None:
-        """From `due` on (by `monotonic`), `fault` ends the wait of `who` for any connection but `spared`."""
+        """From `due` on (by `monotonic`), `fault` ends the wait of `who` for anything but `spared`."""
         known = self.doomed.get(who)
         if known is None or due < known[0]:
             self.doomed[who] = (due, fault, spared)
@@ -95,7 +112,8 @@ class Reactor:
         """Wake those whose time has come, where they wait for a connection."""
         if not any(due <= now for due, _, _ in self.doomed.values()):
             return
-        for conn in list(self.conns):
+        waiters: list[Any] = [*self.conns, *self.streams]
+        for conn in waiters:
             waiting = conn.reader or conn.writer
             doom = self.doomed.get(waiting) if waiting is not None else None
             if waiting is not None and doom is not None and doom[0] <= now and doom[2] is not conn:
@@ -112,6 +130,9 @@ class Reactor:
         self._timer.stop()
         for conn in list(self.conns):
             conn.close()
+        gone = ConnectionAbortedError(errno.ECONNABORTED, "closed while waiting")
+        for stream in list(self.streams):
+            self.loop.run_callback(stream.interrupt, gone)
 
 
 class Conn:

@@ -132,6 +132,15 @@ _NEVER_TRAILERS = frozenset(
     )
 )
 
+
+def trailer_line(name: bytes, value: bytes) -> bytes:
+    """A trailer field as a line if it may go on, else b""."""
+    known = NAMES[name]
+    if known.kind != END_TO_END or known.lower in _NEVER_TRAILERS or b"_" in name:
+        return b""
+    return b"%b: %b\r\n" % (name, value)
+
+
 # Where a ChunkReader is: in the line with a chunk's size, in its data, at its end, after the last chunk.
 _SIZE, _DATA, _END, _TRAILER = range(4)
 
@@ -221,8 +230,7 @@ class ChunkReader:
         self._trailing += len(line) + 2
         if self._trailing > self.MAX_TRAILERS:
             raise ValueError("too many trailer fields")
-        name = NAMES[field[1]]
-        if name.kind == END_TO_END and name.lower not in _NEVER_TRAILERS and b"_" not in name.lower:
+        if trailer_line(field[1], b""):
             self.trailers += line + b"\r\n"
 
 

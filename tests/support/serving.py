@@ -6,6 +6,7 @@ The thread has its own hub, as a worker process has; an application under test r
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -38,11 +39,13 @@ class Serving:
         settings: ClientSettings = ClientSettings(),  # noqa: B008 - frozen
         path: Path | None = None,
         limits: LimitSettings = LimitSettings(),  # noqa: B008 - frozen
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._app = app
         self._settings = settings
         self._limits = limits
         self._path = path
+        self._tls = tls
         #: What was written to the access log.
         self.logged: list[Entry] = []
         self.port = 0
@@ -68,7 +71,7 @@ class Serving:
         self.server = Server(
             self.reactor, self._app, self._settings, self._limits, self._next_id, self.logged.append
         )
-        self.server.listen(self._listener(), "data", ENVIRON)
+        self.server.listen(self._listener(), "data", ENVIRON, self._tls)
         self._ready.set()
         self._stop.wait()
         self.server.stop_accepting()
