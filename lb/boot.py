@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import gunicorn.sock
 
 from lb import config
-from lb.certificates import alpn, harden, load_chain, server_context
+from lb.certificates import alpn, client_contexts, harden, load_chain, server_context
 from lb.errors import ConfigError, LbError
 from lb.settings import Settings
 from lb.state import embedded
@@ -48,6 +48,8 @@ _store: embedded.EmbeddedStore | None = None
 #: As the settings have it, and as gunicorn's own flags do.
 _tls: ssl.SSLContext | None = None
 _flagged: ssl.SSLContext | None = None
+#: How each pool speaks TLS to its backends.
+_contexts: dict[str, ssl.SSLContext] = {}
 
 
 def fail(message: object) -> NoReturn:
@@ -62,11 +64,11 @@ def gunicorn_settings(env: Mapping[str, str] = os.environ) -> dict[str, Any]:
     gunicorn runs its configuration file at start and at each reload, and leaves without its workers
     when that raises: a configuration that cannot be read ends the start, but not a running balancer.
     """
-    global _settings, _tls
+    global _settings, _tls, _contexts
     try:
         loaded = config.load(env=env)
-        _tls = server_context(loaded.tls)
-        _settings = loaded
+        made = server_context(loaded.tls), client_contexts(loaded.pools)
+        _settings, (_tls, _contexts) = loaded, made
     except ConfigError as exc:
         if _settings is None:
             fail(exc)
@@ -212,7 +214,7 @@ def service(runtime: Runtime, reactor: Reactor | None) -> Service:
     from lb.service import Service
 
     control = Control(settings().control_token)
-    made = Service(settings(), runtime, reactor, control)
+    made = Service(settings(), runtime, reactor, control, _contexts)
     control.service = made
     return made
 

@@ -5,12 +5,18 @@ Whatever cannot be used is a ConfigError of one line that names the setting, the
 
 from __future__ import annotations
 
+import os
 import ssl
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+import certifi
+import msgspec
+
 from lb.errors import ConfigError
-from lb.settings import Settings, TlsSettings
+from lb.settings import PoolConfig, Settings, TlsSettings, UpstreamTls
 
 
 def alpn(settings: TlsSettings) -> list[str]:
@@ -31,14 +37,75 @@ def server_context(settings: TlsSettings) -> ssl.SSLContext | None:
     return harden(context)
 
 
+def client_context(
+    settings: UpstreamTls, table: str, kind: type[ssl.SSLContext] | None = None
+) -> ssl.SSLContext:
+    """How a pool, whose settings are in `table`, speaks TLS to its backends. Raises ConfigError.
+
+    `kind`: the class of the context, where it is not the one that `ssl` has.
+    """
+    context = (kind or ssl.SSLContext)(ssl.PROTOCOL_TLS_CLIENT)
+    if not settings.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    elif settings.ca:
+        _trust(context, f"{table}.ca", settings.ca)
+    else:
+        _trust_default(context)
+    if settings.certificate:
+        load_chain(context, settings.certificate, settings.key, table)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    return harden(context)
+
+
+def client_contexts(pools: Mapping[str, PoolConfig]) -> dict[str, ssl.SSLContext]:
+    """The context of each pool; those with the same settings share one. Raises ConfigError."""
+    made: dict[UpstreamTls, ssl.SSLContext] = {}
+    found = {}
+    for name, pool in pools.items():
+        # The name asked for is no part of a context.
+        key = msgspec.structs.replace(pool.tls, server_name="")
+        if key not in made:
+            made[key] = client_context(key, f"pools.{name}.tls")
+        found[name] = made[key]
+    return found
+
+
+def _trust(context: ssl.SSLContext, setting: str, path: str) -> None:
+    folder = Path(path).is_dir()
+    if not folder:
+        check_readable(setting, path)
+    try:
+        context.load_verify_locations(None if folder else path, path if folder else None)
+    except ssl.SSLError as exc:
+        raise ConfigError(f"{setting}: {path} holds no certificate in PEM ({exc.reason or exc})") from None
+
+
+def _trust_default(context: ssl.SSLContext) -> None:
+    """Trust whom `requests` is told to, else whom the system does, else those that come with `requests`."""
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        if path := os.environ.get(name):
+            _trust(context, name, path)
+            return
+    known = ssl.get_default_verify_paths()
+    if known.cafile or (known.capath and os.listdir(known.capath)):
+        context.load_default_certs()
+    else:
+        context.load_verify_locations(certifi.where())
+
+
 def problems(settings: Settings) -> list[str]:
     """What is wrong with the files that the settings name, a line each."""
     found = []
-    try:
-        server_context(settings.tls)
-    except ConfigError as exc:
-        found.append(str(exc))
-    return found
+    checks: list[Callable[[], object]] = [lambda: server_context(settings.tls)]
+    checks += [partial(client_contexts, {name: pool}) for name, pool in settings.pools.items()]
+    for check in checks:
+        try:
+            check()
+        except ConfigError as exc:
+            found.append(str(exc))
+    return list(dict.fromkeys(found))
 
 
 def harden(context: ssl.SSLContext) -> ssl.SSLContext:

@@ -264,6 +264,14 @@ def check_upstream_host(text: str) -> str:
     return text
 
 
+def check_server_name(text: str) -> str:
+    """The name on a certificate: a host or an IP address, "" for that of the URL."""
+    name = check_route_host(text)
+    if text and (not name or name.startswith("*")):
+        raise ValueError(f"{text!r} is no name of a server; write backend.example.com")
+    return name.strip("[]")
+
+
 def check_networks(networks: object) -> tuple[str, ...]:
     """Addresses and networks (CIDR), in their normal form."""
     found = []
@@ -306,6 +314,7 @@ _TEXT_CHECKS: Mapping[str, Callable[[str], str]] = {
     "log.access": check_access_log,
     "pools.NAME.algorithm": check_algorithm,
     "pools.NAME.host": check_upstream_host,
+    "pools.NAME.tls.server_name": check_server_name,
     "pools.NAME.backends[].url": check_url,
     "pools.NAME.backends[].id": check_id,
     "pools.NAME.health.path": check_path,

@@ -275,7 +275,8 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "pools.NAME.tls.ca",
         "LB_UPSTREAM_TLS_CA",
-        "PEM file with the authorities for that; empty: the system's",
+        "PEM file with the authorities for that; empty: the system's, or those that `REQUESTS_CA_BUNDLE` or "
+        "`SSL_CERT_FILE` names",
     ),
     Setting(
         "pools.NAME.tls.certificate",
@@ -283,6 +284,12 @@ TABLE: tuple[Setting, ...] = (
         "PEM file with the certificate shown to backends",
     ),
     Setting("pools.NAME.tls.key", "LB_UPSTREAM_TLS_KEY", "PEM file with its private key"),
+    Setting(
+        "pools.NAME.tls.server_name",
+        "LB_UPSTREAM_TLS_SERVER_NAME",
+        "the name that backends are asked for (SNI) and whose certificate they must have; empty: the host of "
+        "each one's URL",
+    ),
     Setting("pools.NAME.health.enabled", "LB_HEALTH_ENABLED", "are the backends probed"),
     Setting(
         "pools.NAME.health.type", "LB_HEALTH_TYPE", "ask over HTTP, or only connect", choices=("http", "tcp")

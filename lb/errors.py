@@ -10,7 +10,7 @@
         │   ├── BadRequest, HeaderTooLarge, BodyTooLarge, UriTooLong, UnsupportedCoding, …
         │   └── ClientGone     the client went away: nobody is there to answer
         ├── UpstreamError      source "upstream": a backend
-        │   ├── ConnectFailed, ConnectTimeout      nothing was sent
+        │   ├── ConnectFailed, ConnectTimeout, TlsFailed   nothing was sent
         │   ├── UpstreamClosed                     reset or closed before the first byte
         │   ├── ResponseTimeout
         │   └── BadResponse                        what came back is not HTTP
@@ -149,6 +149,12 @@ class ConnectTimeout(ConnectFailed):
 
     status = 504
     code = "connect_timeout"
+
+
+class TlsFailed(ConnectFailed):
+    """No TLS with the backend: its certificate is not trusted or has another name, or it speaks none."""
+
+    code = "tls_failed"
 
 
 class UpstreamClosed(UpstreamError):

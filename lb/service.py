@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterable
+import ssl
+from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from typing import Any
 
@@ -26,7 +27,8 @@ DEFAULT_POOL = "default"
 class Service:
     """The parts of one worker. `reactor` None means threads.
 
-    `control` answers what comes in on the control listener, whose addresses are `control_addresses`.
+    `control` answers what comes in on the control listener, whose addresses are `control_addresses`;
+    `contexts` has, for each pool, how it speaks TLS to backends.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Service:
         runtime: Runtime,
         reactor: Reactor | None,
         control: Callable[..., Iterable[bytes]],
+        contexts: Mapping[str, ssl.SSLContext],
     ) -> None:
         self.settings = settings
         self.control = control
@@ -47,7 +50,7 @@ class Service:
         url = store_url(settings.redis_url, settings.runtime_dir)
         self.fleet = Fleet(url, settings.pools, worker, runtime, self._on_update)
         self.forwarders = {
-            name: Forwarder(name, config, self.fleet.claims_of(name), reactor, self.log)
+            name: Forwarder(name, config, self.fleet.claims_of(name), reactor, self.log, contexts[name])
             for name, config in settings.pools.items()
         }
         # Without routes everything goes to one pool; lb.config sees to it that it is clear which.

@@ -93,12 +93,13 @@ class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class UpstreamTls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Towards `https://` backends: whom to trust, and who we are."""
+    """Towards `https://` backends: whom to trust, who we are, whom to ask for ("": the host of the URL)."""
 
     verify: bool = True
     ca: str = ""
     certificate: str = ""
     key: str = ""
+    server_name: str = ""
 
 
 class FieldEdits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from lb import app
+from lb.certificates import client_contexts
 from lb.proxy.body import BodyReader
 from lb.service import Service
 from lb.settings import BackendSpec, LogSettings, PoolConfig, Route, Settings
@@ -107,7 +108,7 @@ def install(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Instal
             routes=routes,
             log=LogSettings(access=str(tmp_path / "log")),
         )
-        service = Service(settings, ThreadRuntime(), None, control)
+        service = Service(settings, ThreadRuntime(), None, control, client_contexts(settings.pools))
         service.start()
         app.install(service)
         return Balancer(service, tmp_path / "log")

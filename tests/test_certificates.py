@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lb.certificates import server_context
+from lb.certificates import client_context, client_contexts, problems, server_context
 from lb.errors import ConfigError
-from lb.settings import TlsSettings
+from lb.settings import PoolConfig, Settings, TlsSettings, UpstreamTls
 from tests.support.certificates import Authority, Pair
 
 
@@ -69,3 +69,60 @@ def test_what_cannot_be_used_is_named(server_pair: Pair, authority: Authority, t
         with pytest.raises(ConfigError, match=f"^{words}") as raised:
             server_context(made)
         assert "\n" not in str(raised.value)
+
+
+# Towards backends.
+
+
+def test_whom_a_pool_trusts(authority: Authority, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ca = authority.ca
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    own = client_context(UpstreamTls(ca=str(ca)), "tls").get_ca_certs()
+    assert len(own) == 1
+    monkeypatch.setenv("SSL_CERT_FILE", str(ca))
+    assert client_context(UpstreamTls(), "tls").get_ca_certs() == own
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    assert len(client_context(UpstreamTls(), "tls").get_ca_certs()) > 1  # those that come with requests
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(ca))
+    assert client_context(UpstreamTls(), "tls").get_ca_certs() == own
+    blind = client_context(UpstreamTls(verify=False), "tls")
+    assert (blind.verify_mode, blind.check_hostname) == (ssl.CERT_NONE, False)
+
+
+def test_a_client_context_is_strict(authority: Authority) -> None:
+    context = client_context(UpstreamTls(ca=str(authority.ca)), "tls")
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+    assert not context.options & ssl.OP_IGNORE_UNEXPECTED_EOF
+
+
+def test_pools_with_the_same_settings_share_a_context(authority: Authority) -> None:
+    one, two = UpstreamTls(ca=str(authority.ca)), UpstreamTls(ca=str(authority.ca), server_name="a.example")
+    made = client_contexts(
+        {"a": PoolConfig(tls=one), "b": PoolConfig(tls=two), "c": PoolConfig(tls=UpstreamTls(verify=False))}
+    )
+    assert made["a"] is made["b"]
+    assert made["a"] is not made["c"]
+
+
+def test_what_is_wrong_with_all_of_them(server_pair: Pair, tmp_path: Path) -> None:
+    certificate, key = server_pair
+    none, empty = str(tmp_path / "none"), tmp_path / "empty"
+    empty.write_bytes(b"")
+    pools = {
+        "a": PoolConfig(tls=UpstreamTls(ca=none)),
+        "b": PoolConfig(tls=UpstreamTls(ca=str(empty))),
+        "c": PoolConfig(tls=UpstreamTls(certificate=str(certificate), key=none)),
+        "d": PoolConfig(tls=UpstreamTls(certificate=str(certificate), key=str(key))),
+    }
+    found = problems(Settings(tls=settings(empty, key), pools=pools))
+    assert [line.split(": ")[0] for line in found] == [
+        "tls",
+        "pools.a.tls.ca",
+        "pools.b.tls.ca",
+        "pools.c.tls.key",
+    ]
+    with pytest.raises(ConfigError, match=r"pools\.a\.tls\.ca: .*none cannot be read"):
+        client_contexts(pools)

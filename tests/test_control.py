@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from lb.certificates import client_contexts
 from lb.control import Control
 from lb.service import Service
 from lb.settings import BackendSpec, LogSettings, PoolConfig, Settings
@@ -50,7 +51,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
         redis_url=f"unix://{tmp_path}/nothing-here", pools={"web": pool}, log=LogSettings(access="")
     )
     control = Control("")
-    made = Service(settings, ThreadRuntime(), None, control)
+    made = Service(settings, ThreadRuntime(), None, control, client_contexts(settings.pools))
     control.service = made
     yield made
     made.stop()

@@ -52,7 +52,11 @@ def test_only_a_backends_failure_is_tried_again(kind: type[ProxyError]) -> None:
 
 
 def test_nothing_was_sent_only_where_no_connection_came_about() -> None:
-    assert {kind for kind in ALL if not kind.sent} == {errors.ConnectFailed, errors.ConnectTimeout}
+    assert {kind for kind in ALL if not kind.sent} == {
+        errors.ConnectFailed,
+        errors.ConnectTimeout,
+        errors.TlsFailed,
+    }
 
 
 def test_codes_tell_leaves_apart() -> None:

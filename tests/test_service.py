@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from lb.accesslog import Entry
+from lb.certificates import client_contexts
 from lb.errors import NoBackend
 from lb.model import Backend, PoolSettings, Snapshot
 from lb.service import Service, is_bound_to
@@ -45,7 +46,8 @@ def make(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Make]:
             "pools": {"default": POOL},
             "log": LogSettings(access=""),
         }
-        made.append(Service(Settings(**settings | changed), ThreadRuntime(), None, nothing))
+        whole = Settings(**settings | changed)
+        made.append(Service(whole, ThreadRuntime(), None, nothing, client_contexts(whole.pools)))
         return made[-1]
 
     yield service

@@ -91,8 +91,9 @@ def cli(
     """Probe every backend of every pool and tell the fleet which may have traffic.
 
     One daemon probes for all balancers that share a state; others stand by and take over. --type, --path,
-    --status, --timeout, --rise and --fall are for pools that leave them at their defaults. Certificates of
-    https backends are not verified by probes. With --once the exit code is 0 if all passed, else 1.
+    --status, --timeout, --rise and --fall are for pools that leave them at their defaults. The
+    certificates of https backends are verified for pools that have TLS settings in the configuration that
+    the daemon reads. With --once the exit code is 0 if all passed, else 1.
     """
     import msgspec
 
@@ -110,7 +111,7 @@ def cli(
     must_be_there = bool(settings.redis_url)
     if once:
         return one_time.run(url, must_be_there, settings, overrides, concurrency, as_json)
-    return daemon.run(url, must_be_there, overrides, concurrency, Log(as_json))
+    return daemon.run(url, must_be_there, settings.pools, overrides, concurrency, Log(as_json))
 
 
 def main() -> NoReturn:

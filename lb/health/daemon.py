@@ -8,6 +8,7 @@ import resource
 import secrets
 import signal
 import socket
+from collections.abc import Mapping
 from time import monotonic
 
 import gevent
@@ -18,7 +19,9 @@ from lb.errors import LbError
 from lb.health.engine import Engine
 from lb.health.keeper import Keeper
 from lb.health.policy import Overrides
+from lb.health.probe import pools_tls
 from lb.health.report import Log
+from lb.settings import PoolConfig
 from lb.state.registry import Registry
 from lb.state.store import address, connect, wait_for_store
 
@@ -43,12 +46,21 @@ def allow_files(concurrency: int, log: Log) -> int:
     return allowed
 
 
-def run(url: str, must_be_there: bool, overrides: Overrides, concurrency: int, log: Log) -> int:
+def run(
+    url: str,
+    must_be_there: bool,
+    pools: Mapping[str, PoolConfig],
+    overrides: Overrides,
+    concurrency: int,
+    log: Log,
+) -> int:
     """Probe until told to stop; return the exit status.
 
     With `must_be_there` the end comes at once, with status 1, when the store at `url` does not serve;
-    without it the daemon waits for it.
+    without it the daemon waits for it. `pools` are those of the configuration: their TLS settings hold for
+    probes. Raises ConfigError when those cannot be used.
     """
+    tls = pools_tls(pools)
     stopped, wake = Event(), Event()
 
     def on_signal() -> None:
@@ -74,7 +86,7 @@ def run(url: str, must_be_there: bool, overrides: Overrides, concurrency: int, l
 
     owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     keeper = Keeper(open_registry, owner, overrides, log)
-    keeper.engine = Engine(keeper.may_probe, keeper.notice, log, allow_files(concurrency, log))
+    keeper.engine = Engine(keeper.may_probe, keeper.notice, log, allow_files(concurrency, log), tls)
     log(
         "start",
         f"version {__version__}, interval {overrides.interval:g} s, store at {address(url)}",

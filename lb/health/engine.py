@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic
 
 from gevent.event import Event
 from gevent.pool import Pool
 
 from lb.health import schedule
-from lb.health.probe import Outcome, Prober, Target, target
+from lb.health.probe import Outcome, Prober, Target, Tls, target
 from lb.health.report import Log
 from lb.health.roster import Changes, Member, Roster
 
@@ -29,6 +29,7 @@ class Engine:
 
     `allowed(now)` is asked before probes are started: may this daemon probe at this moment?
     `on_verdict()` is called when an outcome left something to write. Both must not wait.
+    `tls` has, for each pool with TLS settings, how its backends are spoken to.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Engine:
         on_verdict: Callable[[], None],
         log: Log,
         concurrency: int,
+        tls: Mapping[str, Tls],
         chance: random.Random | None = None,
     ) -> None:
         self.rosters: dict[str, Roster] = {}
@@ -48,6 +50,7 @@ class Engine:
         self._log = log
         self._chance = (chance or random.Random()).random
         self._prober = Prober()
+        self._tls = tls
         self._plan: schedule.Schedule[Key] = schedule.Schedule()
         self._targets: dict[Key, tuple[Member, Target]] = {}
         self._running = Pool(concurrency)
@@ -158,7 +161,7 @@ class Engine:
         if cached and cached[0] is member:
             return cached[1]
         assert roster.policy is not None
-        made = target(member.backend, roster.policy)
+        made = target(member.backend, roster.policy, self._tls.get(roster.pool))
         self._targets[key] = (member, made)
         return made
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import click
@@ -12,7 +12,7 @@ from gevent.pool import Pool
 
 from lb.errors import ConfigError, StoreUnavailable
 from lb.health.policy import Overrides, effective
-from lb.health.probe import Outcome, Prober, target
+from lb.health.probe import Outcome, Prober, Tls, pools_tls, target
 from lb.health.report import printable
 from lb.model import Backend, HealthPolicy, PoolSettings, Snapshot
 from lb.settings import Settings
@@ -52,13 +52,16 @@ def snapshots(url: str, must_be_there: bool, settings: Settings) -> tuple[list[S
     return configured, False
 
 
-def probe_all(pools: Iterable[Snapshot], overrides: Overrides, concurrency: int) -> list[Row]:
+def probe_all(
+    pools: Iterable[Snapshot], overrides: Overrides, concurrency: int, tls: Mapping[str, Tls]
+) -> list[Row]:
     """Probe every backend of `pools` once, also of those whose probes are switched off."""
     prober, running = Prober(), Pool(concurrency)
 
     def one(pool: str, backend: Backend, policy: HealthPolicy) -> Row:
         try:
-            return Row(pool, backend, prober.probe(target(backend, effective(policy, overrides))))
+            to = target(backend, effective(policy, overrides), tls.get(pool))
+            return Row(pool, backend, prober.probe(to))
         except ValueError as exc:
             return Row(pool, backend, Outcome(False, str(exc), 0.0))
 
@@ -85,7 +88,7 @@ def run(
     Raises StoreError and ConfigError.
     """
     pools, shared = snapshots(url, must_be_there, settings)
-    rows = probe_all(pools, overrides, concurrency)
+    rows = probe_all(pools, overrides, concurrency, pools_tls(settings.pools))
     if not rows:
         raise ConfigError("there is no backend to probe: none in the shared state and none configured"
                           if not shared else "there is no backend to probe in the shared state")  # fmt: skip

@@ -1,8 +1,10 @@
 """One probe of one backend: connect, ask, read the head of the answer, within one time limit.
 
-Certificates of `https` backends are not verified: like HAProxy's `check-ssl verify none` and nginx's
-`proxy_ssl_verify off`, a probe asks whether the backend answers. The name is sent (SNI), so that the
-backend can choose its certificate. A `tcp` probe connects and does nothing else, also on `https` backends.
+Certificates of `https` backends are not verified, unless the daemon's own configuration has TLS settings for
+their pool: those hold for probes, too. Without them a probe asks whether the backend answers, like HAProxy's
+`check-ssl verify none` and nginx's `proxy_ssl_verify off`: a daemon need not have the configuration of the
+balancers. The name is sent (SNI) in any case, so that the backend can choose its certificate. A `tcp` probe
+connects and does nothing else, also on `https` backends.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import errno
 import os
 import re
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -18,9 +21,11 @@ import gevent
 from gevent import socket, ssl
 
 from lb import __version__
+from lb.certificates import client_context
 from lb.health.names import Address, NameLookupError, Names, literal
 from lb.health.policy import parse_status
 from lb.model import DEFAULT_PORTS, Backend, HealthPolicy
+from lb.settings import PoolConfig, UpstreamTls
 
 #: Longest head that is read, bytes, interim answers included.
 HEAD_LIMIT = 16 * 1024
@@ -53,6 +58,22 @@ class Outcome(NamedTuple):
     own_fault: bool = False
 
 
+class Tls(NamedTuple):
+    """How the backends of a pool are spoken to, and whom to ask for: "" is the host of their URL."""
+
+    context: ssl.SSLContext
+    server_name: str
+
+
+def pools_tls(pools: Mapping[str, PoolConfig]) -> dict[str, Tls]:
+    """The way of each pool that has TLS settings. Raises ConfigError."""
+    return {
+        name: Tls(client_context(pool.tls, f"pools.{name}.tls", ssl.SSLContext), pool.tls.server_name)
+        for name, pool in pools.items()
+        if pool.tls != UpstreamTls()
+    }
+
+
 class Target(NamedTuple):
     """Whom to probe and how, worked out once.
 
@@ -68,14 +89,19 @@ class Target(NamedTuple):
     codes: frozenset[int]
     status: str
     timeout: float
+    #: With `tls`: how; None: without looking at the certificate.
+    how: Tls | None = None
 
 
 class _ProbeError(Exception):
     """The backend failed the probe; the message is the reason."""
 
 
-def target(backend: Backend, policy: HealthPolicy) -> Target:
-    """Return how `backend` is probed under `policy`. Raises ValueError when either cannot be used."""
+def target(backend: Backend, policy: HealthPolicy, how: Tls | None = None) -> Target:
+    """Return how `backend` is probed under `policy`, its TLS as `how` says.
+
+    Raises ValueError when backend or policy cannot be used.
+    """
     parts = urlsplit(backend.url)
     if parts.scheme == "http+unix":
         host, port, name = unquote(parts.netloc), 0, "localhost"
@@ -97,7 +123,8 @@ def target(backend: Backend, policy: HealthPolicy) -> Target:
             "Accept: */*\r\nConnection: close\r\n\r\n"
         ).encode("ascii")
     codes = parse_status(policy.status)
-    return Target(host, port, address, parts.scheme == "https", request, codes, policy.status, policy.timeout)
+    tls = parts.scheme == "https"
+    return Target(host, port, address, tls, request, codes, policy.status, policy.timeout, how)
 
 
 def _context() -> ssl.SSLContext:
@@ -128,6 +155,8 @@ class Prober:
                 reason = f"timeout after {to.timeout:g} s, {doing[0]}"
             except (_ProbeError, NameLookupError) as exc:
                 reason = str(exc)
+            except ssl.SSLCertVerificationError as exc:
+                reason = f"its certificate is not accepted: {exc.verify_message}"
             except ssl.SSLError as exc:
                 reason = f"TLS failed: {exc.reason or exc}, {doing[0]}"
             except OSError as exc:
@@ -150,11 +179,13 @@ class Prober:
                 return "connected"
             if to.tls:
                 doing[0] = "in the TLS handshake"
-                if self._tls is None:
-                    self._tls = _context()
-                name = None if to.address else to.host
+                if to.how is not None:
+                    context, name = to.how.context, to.how.server_name or to.host
+                else:
+                    self._tls = context = self._tls or _context()
+                    name = "" if to.address else to.host
                 # The handshake apart, so that whatever ends it there is a socket to close.
-                sock = self._tls.wrap_socket(sock, server_hostname=name, do_handshake_on_connect=False)
+                sock = context.wrap_socket(sock, server_hostname=name or None, do_handshake_on_connect=False)
                 sock.do_handshake()
             doing[0] = "sending the request"
             sock.sendall(to.request)

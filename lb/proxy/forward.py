@@ -8,34 +8,26 @@ attempt failed or the answer came whole, else when the body's iterable is closed
 from __future__ import annotations
 
 import errno
-import os
 import re
+import ssl
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
-from urllib3.exceptions import HTTPError
 
 from lb.accesslog import AccessLog, Entry
 from lb.errors import (
     ClientError,
     ClientGone,
-    ConnectFailed,
     NoBackend,
     ProxyError,
     RequestTimeout,
-    ResponseTimeout,
-    UpstreamClosed,
-    UpstreamError,
 )
 from lb.model import Backend
-from lb.proxy.body import PIECE, BodyReader
+from lb.proxy.body import BodyReader
 from lb.proxy.conn import Conn, Reactor, Stream
-from lb.proxy.fields import Fields, response_lines
 from lb.proxy.messages import ProxyRequest, ProxyResponse
 from lb.proxy.transport import IDEMPOTENT, Transport
 from lb.proxy.tunnel import Tunnel
@@ -62,7 +54,6 @@ class Answer:
         "_code",
         "_done",
         "_forwarder",
-        "_iter",
         "_response",
         "_started",
         "backend",
@@ -72,34 +63,25 @@ class Answer:
         "reason",
         "sent",
         "status",
-        "streams",
     )
 
     def __init__(
-        self, forwarder: Forwarder, backend: Backend, entry: Entry, started: float, response: Any
+        self, forwarder: Forwarder, backend: Backend, entry: Entry, started: float, response: ProxyResponse
     ) -> None:
         self._forwarder = forwarder
         self._response = response
         self._started = started
         self._done = False
         self._code = ""
-        self._iter: Iterator[bytes] | None = None
         self.backend = backend
         self.entry = entry
         #: Content bytes handed over so far.
         self.sent = 0
         self.status: int = response.status_code
         self.reason: str = response.reason or ""
-        #: Can the body be taken with `relay`?
-        self.streams = type(response) is ProxyResponse
         #: The end-to-end fields as lines, and whether they say how long the body is.
-        if self.streams:
-            head = response.head
-            self.lines: bytes = head.lines
-            self.measured: bool = head.measured
-        else:
-            self.lines = response_lines(_stock_fields(response))
-            self.measured = "content-length" in response.headers
+        self.lines: bytes = response.head.lines
+        self.measured: bool = response.head.measured
 
     def headers(self) -> list[tuple[str, str]]:
         """The end-to-end fields, as WSGI wants them."""
@@ -108,7 +90,7 @@ class Answer:
 
     def whole(self) -> bytes | None:
         """The body, if all of it is here; the answer is settled then, and needs no closing."""
-        if not self.streams or self._response.whole is None:
+        if self._response.whole is None:
             return None
         body: bytes = self._response.whole
         self._done = True
@@ -121,18 +103,10 @@ class Answer:
 
     def __next__(self) -> bytes:
         try:
-            if self.streams:
-                piece = self._response.raw.next_piece()
-            else:
-                if self._iter is None:
-                    self._iter = self._response.raw.stream(PIECE, decode_content=False)
-                piece = next(self._iter, b"")
+            piece: bytes = self._response.raw.next_piece()
         except ProxyError as exc:
             self._code = exc.code
             raise
-        except HTTPError as exc:
-            self._code = UpstreamClosed.code
-            raise UpstreamClosed(str(exc)) from None
         if not piece:
             raise StopIteration
         self.sent += len(piece)
@@ -183,7 +157,7 @@ class Answer:
         if self._done:
             return
         self._done = True
-        cut = self.streams and not self._response.raw.complete and self.status != 101
+        cut = not self._response.raw.complete and self.status != 101
         self._response.close()
         # What nobody but us could have cut short, the client has.
         self._forwarder.settle(self, self._code or (ClientGone.code if cut else ""))
@@ -197,14 +171,22 @@ class Forwarder:
     """Sends requests to the backends of one pool."""
 
     def __init__(
-        self, pool: str, config: PoolConfig, claims: ClaimSource, reactor: Reactor | None, log: AccessLog
+        self,
+        pool: str,
+        config: PoolConfig,
+        claims: ClaimSource,
+        reactor: Reactor | None,
+        log: AccessLog,
+        tls: ssl.SSLContext,
     ) -> None:
+        """`tls`: how its `https://` backends are spoken to, as `config.tls` says."""
         self.pool = pool
         self.claims = claims
         self._claim = claims.claim
         self.log = log
         self._config = config
         self._reactor = reactor
+        self._tls = tls
         self._attempts = max(config.retry.attempts, 1)
         self._max_body = config.retry.max_body
         self._timeout = (config.timeouts.connect, config.timeouts.response)
@@ -214,11 +196,9 @@ class Forwarder:
         # A session is where adapters are mounted, and no more: its cookies, redirects, proxies and netrc are
         # nothing a proxy may have.
         self._session = requests.Session()
-        transport = Transport(reactor, idle=config.timeouts.idle)
-        self._session.mount("http://", transport)
-        self._session.mount("http+unix://", transport)
-        most = max(config.upstream.max_idle, 1)  # urllib3 takes 0 for "no limit"
-        self._session.mount("https://", HTTPAdapter(pool_maxsize=most, max_retries=0))
+        transport = Transport(reactor, config.timeouts.idle, tls)
+        for scheme in ("http://", "https://", "http+unix://"):
+            self._session.mount(scheme, transport)
 
     def forward(
         self,
@@ -261,8 +241,6 @@ class Forwarder:
                 return Answer(self, backend, entry, started, response)
             except ProxyError as exc:
                 failure = exc
-            except requests.RequestException as exc:
-                failure = _translate(exc)
             except BaseException:
                 self.claims.release(backend.id)
                 raise
@@ -295,15 +273,15 @@ class Forwarder:
 
     def _upstream(self, url: str) -> Upstream:
         settings = self._config.upstream
-        upstream = Upstream(url, self._reactor, settings.max_idle, settings.idle_timeout)
+        upstream = Upstream(
+            url,
+            self._reactor,
+            settings.max_idle,
+            settings.idle_timeout,
+            self._tls,
+            self._config.tls.server_name,
+        )
         upstream.send = self._session.get_adapter(url).send
-        if url.startswith("https:"):
-            # Sessions look these up for each request, adapters never do.
-            bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
-            tls = self._config.tls
-            verify = (tls.ca or bundle) if tls.verify else False
-            cert = (tls.certificate, tls.key) if tls.certificate else None
-            upstream.send = partial(upstream.send, verify=verify, cert=cert)
         self._upstreams[url] = upstream
         return upstream
 
@@ -316,20 +294,3 @@ class Forwarder:
         """Close all idle connections."""
         self.keep_only(set())
         self._session.close()
-
-
-def _stock_fields(response: requests.Response) -> Fields:
-    """The fields of the stock adapter's answer, repeated ones kept apart."""
-    return [(n.encode("latin-1"), v.encode("latin-1")) for n, v in response.raw.headers.items()]
-
-
-def _translate(exc: requests.RequestException) -> UpstreamError:
-    """What the stock adapter's errors mean; it knows less than `Transport` about what was sent."""
-    if isinstance(exc, requests.ConnectTimeout | requests.exceptions.SSLError):
-        return ConnectFailed(str(exc))
-    if isinstance(exc, requests.Timeout):
-        return ResponseTimeout(str(exc))
-    text = str(exc)
-    if "NewConnectionError" in text or "NameResolutionError" in text:
-        return ConnectFailed(text)
-    return UpstreamClosed(text)

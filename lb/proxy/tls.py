@@ -15,9 +15,10 @@ import errno
 import logging
 import socket
 import ssl
+from time import monotonic
 from typing import Any
 
-from lb.proxy.conn import WRITE, Conn, RawSocket, Reactor
+from lb.proxy.conn import NEVER, WRITE, Conn, RawSocket, Reactor
 
 _LOG = logging.getLogger("lb")
 
@@ -52,6 +53,7 @@ class TlsConn(Conn):
         "_server",
         "_silent",
         "_tls",
+        "_told",
         "_unsent",
     )
 
@@ -84,6 +86,8 @@ class TlsConn(Conn):
         #: Is the end not to be announced?
         self._silent = False
         self._fault: OSError | None = None
+        #: Will the hub be told of what is left here?
+        self._told = False
         super().__init__(reactor, sock)
 
     @property
@@ -102,12 +106,21 @@ class TlsConn(Conn):
         if data:
             self._incoming.write(data)
 
-    def handshake(self) -> None:
-        """Wait until the handshake is over. Raises OSError; ssl.SSLError when it was this that failed."""
+    @property
+    def resumed(self) -> bool:
+        """Was the session of an earlier connection taken up?"""
+        return bool(self._tls.session_reused)
+
+    def handshake(self, until: float = NEVER) -> None:
+        """Wait until the handshake is over, at most until then (by `monotonic`).
+
+        Raises OSError; ssl.SSLError when it was the handshake that failed.
+        """
         while not self._ready:
             try:
                 self._shake()
             except BlockingIOError:
+                self.timeout = max(until - monotonic(), 0.001)
                 self.wait_readable()
 
     def _shake(self) -> None:
@@ -245,12 +258,22 @@ class TlsConn(Conn):
 
     def take(self, size: int) -> bytes:
         """As of a `Conn`. Raises BlockingIOError also while the handshake is under way."""
-        ahead = self._ahead
-        if ahead:
-            self._ahead = ahead[size:]
-            return ahead[:size]
-        data: bytes = self._read(size, None)
+        data = self._ahead
+        if data:
+            self._ahead = data[size:]
+            data = data[:size]
+        else:
+            data = self._read(size, None)
+        if not self._told and (self._ahead or self._incoming.pending):
+            # The kernel would tell again of what it still had.
+            self._told = True
+            self.reactor.loop.run_callback(self._tell)
         return data
+
+    def _tell(self) -> None:
+        self._told = False
+        if self.reader is None:
+            self._on_readable()
 
     def readable(self) -> bool:
         """Has something arrived that nobody has read yet (the end of the stream counts)?"""
@@ -282,6 +305,8 @@ class TlsConn(Conn):
         """Wait for input, then read up to `size` bytes; b"" is the end of the stream."""
         if not (self.pending() or self._ended or self._fault is not None):
             self.wait_readable()
+        elif not self._armed:
+            super().arm()
         while True:
             try:
                 return self.take(size)
@@ -290,6 +315,8 @@ class TlsConn(Conn):
 
     def recv_into(self, buffer: memoryview) -> int:
         """Like `recv` into `buffer`; as much as was read from the socket already goes in."""
+        if not self._armed:
+            super().arm()
         ahead = self._ahead
         if ahead:
             self._ahead = b""

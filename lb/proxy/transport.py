@@ -1,4 +1,4 @@
-"""The way to `http://` and `http+unix://` backends: an adapter for `requests`, on this project's connections.
+"""The way to backends: an adapter for `requests`, on this project's connections.
 
 `Transport` is mounted on a `requests.Session` like any adapter and speaks its types: a `PreparedRequest`
 goes in, a `Response` whose body streams comes out. It keeps connections alive per backend, reads
@@ -8,6 +8,7 @@ strictly, and raises the errors of `lb.errors`, which say who is to blame and wh
 from __future__ import annotations
 
 import errno
+import ssl
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -39,11 +40,15 @@ Timeout = float | tuple[float | None, float | None] | None
 class Transport(BaseAdapter):
     """The adapter. Without a reactor it works in threads.
 
-    `max_idle` and `idle_timeout` are for the backends it meets through plain `PreparedRequest`s.
+    `tls` is for the `https://` backends it meets through plain `PreparedRequest`s; whom to trust is its
+    matter, not that of `verify` and `cert`.
     """
 
-    def __init__(self, reactor: Reactor | None, idle: float = 300.0) -> None:
+    def __init__(
+        self, reactor: Reactor | None, idle: float = 300.0, tls: ssl.SSLContext | None = None
+    ) -> None:
         super().__init__()
+        self._tls = tls
         self._reactor = reactor
         self._met: dict[str, Upstream] = {}
         #: Seconds that a body may pause, either way.
@@ -230,12 +235,12 @@ class Transport(BaseAdapter):
         base = f"{parts.scheme}://{parts.netloc}"
         upstream = self._met.get(base)
         if upstream is None:
-            upstream = self._met[base] = Upstream(base, self._reactor)
+            upstream = self._met[base] = Upstream(base, self._reactor, tls=self._tls)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         lines = [f"{request.method} {target} HTTP/1.1"]
         lines += [f"{name}: {_text(value)}" for name, value in request.headers.items()]
         if "Host" not in request.headers:
-            lines.append(f"Host: {parts.netloc if parts.scheme == 'http' else 'localhost'}")
+            lines.append(f"Host: {parts.netloc if parts.scheme != 'http+unix' else 'localhost'}")
         body: Any = request.body.encode() if isinstance(request.body, str) else request.body
         if body is not None and not isinstance(body, bytes | BodyReader):
             length = int(request.headers.get("Content-Length", UNTIL_CLOSE))

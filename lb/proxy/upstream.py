@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import ssl
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from lb.errors import ConnectFailed, ConnectTimeout
+from lb.errors import ConnectFailed, ConnectTimeout, TlsFailed
 from lb.proxy.conn import NEVER, Conn, Reactor
-from lb.proxy.dial import Address, ThreadConn, connect
+from lb.proxy.dial import Address, ThreadConn, TlsThreadConn, connect
+from lb.proxy.tls import TlsConn
 
 RESOLVE_FOR = 10.0
 """Seconds for which a backend's host name is not looked up again."""
@@ -25,8 +27,15 @@ class Upstream:
     """
 
     def __init__(
-        self, url: str, reactor: Reactor | None, max_idle: int = 256, idle_timeout: float = 30.0
+        self,
+        url: str,
+        reactor: Reactor | None,
+        max_idle: int = 256,
+        idle_timeout: float = 30.0,
+        tls: ssl.SSLContext | None = None,
+        server_name: str = "",
     ) -> None:
+        """`tls` is for `https://` URLs; `server_name` is asked for in place of the URL's host."""
         self.url = url
         #: `send` of the adapter that serves this backend.
         self.send: Callable[..., Any] = _no_adapter
@@ -39,7 +48,12 @@ class Upstream:
         self._resolved_at = -RESOLVE_FOR
         parts = urlsplit(url)
         self._path = unquote(parts.netloc) if parts.scheme == "http+unix" else ""
-        self._host, self._port = parts.hostname or "", parts.port or 80
+        self._host = parts.hostname or ""
+        self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._tls = tls if parts.scheme == "https" else None
+        self._name = (server_name or self._host).rstrip(".")
+        #: Of an earlier connection, for the next one to take up.
+        self._session: Any = None
         self._literal = bool(self._path) or _is_literal(self._host)
 
     @property
@@ -65,6 +79,8 @@ class Upstream:
 
     def checkin(self, conn: Conn | ThreadConn) -> None:
         """Keep `conn` for the next request, or close it."""
+        if self._tls is not None and self._session is None and isinstance(conn, TlsConn | TlsThreadConn):
+            self._session = conn.session  # TLS 1.3 has one only after the handshake
         if len(self._idle) >= self._max_idle or self._idle_timeout <= 0:
             conn.close()
             return
@@ -79,7 +95,10 @@ class Upstream:
         self._idle.append(conn)
 
     def connect(self, timeout: float) -> Conn | ThreadConn:
-        """A fresh connection, tried at each address of the host. Raises ConnectFailed, ConnectTimeout."""
+        """A fresh connection, tried at each address of the host.
+
+        Raises ConnectFailed, and of its kinds ConnectTimeout and TlsFailed.
+        """
         failure: Exception = OSError("the name has no address")
         try:
             addresses = self._resolve()
@@ -88,13 +107,23 @@ class Upstream:
         until = monotonic() + timeout
         for address in addresses:
             try:
-                return connect(self._reactor, address, max(until - monotonic(), 0.001))
+                return self._open(address, max(until - monotonic(), 0.001))
             except OSError as exc:
                 failure = exc
                 self._resolved_at = -RESOLVE_FOR
+        if isinstance(failure, ssl.SSLError):
+            raise TlsFailed(f"{self.url}: {_words(failure)}")
         if isinstance(failure, TimeoutError):
             raise ConnectTimeout(f"{self.url}: no connection within {timeout:g} s")
         raise ConnectFailed(f"{self.url}: {failure.strerror if isinstance(failure, OSError) else failure}")
+
+    def _open(self, address: Address, timeout: float) -> Conn | ThreadConn:
+        if self._tls is None:
+            return connect(self._reactor, address, timeout)
+        conn = connect(self._reactor, address, timeout, self._tls, self._name, self._session)
+        if isinstance(conn, TlsConn | TlsThreadConn) and not conn.resumed:
+            self._session = None
+        return conn
 
     def _resolve(self) -> list[Address]:
         now = monotonic()
@@ -120,6 +149,12 @@ def _no_adapter(*args: Any, **kwargs: Any) -> Any:
     raise RuntimeError("this upstream was not mounted")
 
 
+def _words(failure: ssl.SSLError) -> str:
+    if isinstance(failure, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted: {failure.verify_message}"
+    return f"no TLS: {failure.reason or failure}"
+
+
 def _is_literal(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
@@ -132,6 +167,8 @@ def went_away(conn: Conn | ThreadConn) -> bool:
     """Has the other side closed this idle connection? A system call, for what cannot be sent twice."""
     if isinstance(conn, ThreadConn):
         return conn.readable()
+    if isinstance(conn, TlsConn):
+        return conn.arrived()
     try:
         conn.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:

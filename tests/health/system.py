@@ -161,7 +161,7 @@ class Local:
         self.out = io.StringIO()
         log = Log(stream=self.out)
         self.keeper = Keeper(lambda: Registry(connect(store.url)), owner, overrides, log)
-        self.engine = self.keeper.engine = Engine(self.keeper.may_probe, self.keeper.notice, log, 64)
+        self.engine = self.keeper.engine = Engine(self.keeper.may_probe, self.keeper.notice, log, 64, {})
         self.loops = [gevent.spawn(self.engine.run), gevent.spawn(self.keeper.run)]
 
     def lines(self, *words: str) -> list[str]:

@@ -26,7 +26,7 @@ class Bench:
         self.verdicts = 0
         self.out = io.StringIO()
         self.engine = Engine(
-            lambda _: self.allowed, self.heard, Log(stream=self.out), concurrency, random.Random(3)
+            lambda _: self.allowed, self.heard, Log(stream=self.out), concurrency, {}, random.Random(3)
         )
         self.loop = gevent.spawn(self.engine.run)
 

@@ -73,7 +73,7 @@ def test_all_at_the_same_time(make_backend: MakeBackend) -> None:
     started = time.monotonic()
     (snapshot,), _ = once.snapshots("unix:///nowhere", False, configured(*[slow.url]))
     backends = {f"b{n}": next(iter(snapshot.backends.values())) for n in range(20)}
-    rows = once.probe_all([type(snapshot)("p", 1, snapshot.settings, backends)], LINE, 32)
+    rows = once.probe_all([type(snapshot)("p", 1, snapshot.settings, backends)], LINE, 32, {})
     assert time.monotonic() - started < 20 * 0.3 / 2
     assert len(rows) == 20
     assert not any(row.outcome.ok for row in rows)
@@ -82,7 +82,7 @@ def test_all_at_the_same_time(make_backend: MakeBackend) -> None:
 def test_what_cannot_be_probed_is_a_row_too() -> None:
     settings = configured(f"http://127.0.0.1:{free_port()}", path="no path")
     pools, _ = once.snapshots("unix:///nowhere", False, settings)
-    (row,) = once.probe_all(pools, LINE, 8)
+    (row,) = once.probe_all(pools, LINE, 8, {})
     assert not row.outcome.ok
     assert "path" in row.outcome.reason
     assert math.isfinite(row.outcome.seconds)

@@ -1,21 +1,22 @@
 from __future__ import annotations
 
 import socket
-import ssl
 import struct
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gevent
+import msgspec
 import pytest
 
 from lb import __version__
-from lb.health.probe import HEAD_LIMIT, Outcome, Prober, target
+from lb.health.probe import HEAD_LIMIT, Outcome, Prober, pools_tls, target
 from lb.model import Backend, HealthPolicy
+from lb.settings import PoolConfig, UpstreamTls
 from tests.health.backends import OK, Act, Scripted, answer, free_port, full_backlog, read_request
+from tests.support.certificates import Authority, Pair
 
 
 @pytest.fixture
@@ -191,25 +192,17 @@ def test_a_unix_socket(tmp_path: Path) -> None:
     assert b"\r\nHost: localhost\r\n" in seen[0]
 
 
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for a name nobody asks for, signed by nobody, with its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-         "-keyout", folder / "key.pem", "-out", folder / "cert.pem", "-days", "2", "-subj", "/CN=elsewhere"],
-        check=True,
-        capture_output=True,
-    )  # fmt: skip
-    (folder / "both.pem").write_bytes((folder / "key.pem").read_bytes() + (folder / "cert.pem").read_bytes())
-    return folder / "both.pem"
+@pytest.fixture
+def tls(server_pair: Pair) -> Iterator[Scripted]:
+    with Scripted(answer(OK), tls=server_pair.server()) as backend:
+        yield backend
 
 
 @pytest.fixture
-def tls(certificate: Path) -> Iterator[Scripted]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    with Scripted(answer(OK), tls=context) as backend:
+def strict(authority: Authority) -> Iterator[Scripted]:
+    """For clients with a certificate of that authority; its own is for another name than it has."""
+    pair = authority.issue("elsewhere", "DNS:elsewhere.example")
+    with Scripted(answer(OK), tls=pair.server(authority.ca)) as backend:
         yield backend
 
 
@@ -217,6 +210,33 @@ def test_https_answers_whatever_its_certificate(tls: Scripted) -> None:
     assert ask(tls.url).ok
     tls.act = answer(b"HTTP/1.1 503 Busy\r\n\r\n")
     assert ask(tls.url).reason == "status 503, expected 200-399"
+
+
+def ask_as(url: str, settings: UpstreamTls) -> Outcome:
+    """Probe with the TLS settings of a pool."""
+    how = pools_tls({"p": PoolConfig(tls=settings)})["p"]
+    return Prober().probe(target(Backend("b", url), HealthPolicy(timeout=5.0), how))
+
+
+def test_the_tls_settings_of_a_pool_hold_for_probes(
+    tls: Scripted, strict: Scripted, authority: Authority
+) -> None:
+    ours = authority.issue("prober")
+    ca, certificate, key = str(authority.ca), str(ours.certificate), str(ours.key)
+    assert ask_as(tls.url, UpstreamTls(ca=ca)).ok
+    assert ask_as(tls.url, UpstreamTls(verify=False)).ok
+    refused = ask_as(tls.url, UpstreamTls(server_name="other.example"))
+    assert not refused.ok
+    assert refused.reason.startswith("its certificate is not accepted: ")
+    assert not ask(strict.url).ok
+    shown = UpstreamTls(ca=ca, certificate=certificate, key=key)
+    assert "IP address mismatch" in ask_as(strict.url, shown).reason
+    assert ask_as(strict.url, msgspec.structs.replace(shown, server_name="elsewhere.example")).ok
+    assert ask_as(strict.url, msgspec.structs.replace(shown, verify=False)).ok
+
+
+def test_pools_without_tls_settings_are_probed_without_verifying() -> None:
+    assert pools_tls({"p": PoolConfig()}) == {}
 
 
 def test_plain_text_on_an_https_backend_fails() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +13,7 @@ from typing import Any
 import pytest
 
 from lb.accesslog import AccessLog, Entry
+from lb.certificates import client_context
 from lb.errors import (
     BadRequest,
     BadResponse,
@@ -24,6 +23,7 @@ from lb.errors import (
     NoBackend,
     ProxyError,
     ResponseTimeout,
+    TlsFailed,
     UpstreamClosed,
 )
 from lb.model import Backend as Member
@@ -32,10 +32,12 @@ from lb.proxy.conn import Conn, Reactor
 from lb.proxy.dial import ThreadConn
 from lb.proxy.forward import Answer, Forwarder
 from lb.proxy.http1 import CHUNKED
-from lb.settings import PoolConfig, RetrySettings, TimeoutSettings
+from lb.settings import PoolConfig, RetrySettings, TimeoutSettings, UpstreamTls
 from tests.support.backends import (
     Backend,
+    Peer,
     Script,
+    answer_of,
     chunked,
     close_unanswered,
     cut,
@@ -49,8 +51,8 @@ from tests.support.backends import (
     several,
     stall,
 )
+from tests.support.certificates import Authority, Pair
 from tests.support.green import in_greenlet, raw_pair
-from tests.support.need import need_binary
 
 
 class Turns:
@@ -82,7 +84,8 @@ class Proxy:
         self.claims = Turns(*urls)
         self.log_path = folder / "access.log"
         self.log = AccessLog(str(self.log_path))
-        self.forwarder = Forwarder("p", config, self.claims, reactor, self.log)
+        tls = client_context(config.tls, "tls")
+        self.forwarder = Forwarder("p", config, self.claims, reactor, self.log, tls)
         self.clients: list[Any] = []
 
     def client_body(self, length: int, data: bytes = b"", buffered: bytes = b"") -> BodyReader:
@@ -138,12 +141,19 @@ class Make:
         self._made: list[Proxy] = []
 
     def __call__(
-        self, *backends: Backend | str, attempts: int = 3, response: float = 5.0, **retry: Any
+        self,
+        *backends: Backend | str,
+        attempts: int = 3,
+        connect: float = 0.3,
+        response: float = 5.0,
+        tls: UpstreamTls = UpstreamTls(),  # noqa: B008 - frozen
+        **retry: Any,
     ) -> Proxy:
         urls = [one if isinstance(one, str) else one.url for one in backends]
         config = PoolConfig(
             retry=RetrySettings(attempts=attempts, **retry),
-            timeouts=TimeoutSettings(connect=0.3, response=response, idle=5.0),
+            timeouts=TimeoutSettings(connect=connect, response=response, idle=5.0),
+            tls=tls,
         )
         self._made.append(Proxy(self._reactor, self._folder, *urls, config=config))
         return self._made[-1]
@@ -450,114 +460,65 @@ def test_relayed_bytes_are_counted_also_when_it_breaks(make: Make, missing: int)
         assert (entry["bytes"], entry.get("code", "")) == (100_000, "upstream_closed" if missing else "")
 
 
-# Backends that speak TLS: the stock adapter's.
+# Backends that speak TLS.
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for 127.0.0.1, signed by itself, and its key in one file."""
-    folder = tmp_path_factory.mktemp("tls")
-    subprocess.run(
-        [
-            *(need_binary("openssl", "openssl"), "req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"),
-            *("-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=test"),
-            *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", folder / "key", "-out", folder / "cert"),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    both = folder / "both"
-    both.write_bytes((folder / "key").read_bytes() + (folder / "cert").read_bytes())
-    return both
-
-
-class TlsBackend(Backend):
-    """A backend behind TLS."""
-
-    def with_certificate(self, path: Path) -> TlsBackend:
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.load_cert_chain(path)
-        return self
-
-    @property
-    def url(self) -> str:
-        return f"https://127.0.0.1:{self.port}"
-
-    def _serve(self, sock: Any, number: int) -> None:
-        try:
-            wrapped = self.context.wrap_socket(sock, server_side=True)
-        except OSError:
-            sock.close()
-            return
-        self._open.add(wrapped)
-        super()._serve(wrapped, number)
-
-
-@pytest.fixture
-def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
-    return certificate
-
-
-def test_tls(make: Make, trusted: Path) -> None:
-    fields = ("Set-Cookie: a", "Set-Cookie: b", "Connection: X-Gone", "X-Gone: 1")
-    with TlsBackend(serve(ok(b"hello", *fields))).with_certificate(trusted) as backend:
-        proxy = make(backend)
-        answer = proxy.forward()
-        assert answer.status == 200
-        assert answer.headers() == [("Content-Length", "5"), ("Set-Cookie", "a"), ("Set-Cookie", "b")]
-        assert b"".join(answer) == b"hello"
-        answer.close()
-        assert proxy.call() == (200, b"hello")
+def test_tls_that_is_trusted(make: Make, authority: Authority, server_pair: Pair) -> None:
+    with Backend(serve(), tls=server_pair.server()) as backend:
+        proxy = make(backend, tls=UpstreamTls(ca=str(authority.ca)))
+        assert proxy.call("POST", proxy.client_body(4, b"body")) == (200, b"ok")
+        assert proxy.call() == (200, b"ok")
         assert backend.connections == 1
-        first = backend.requests[0]
-        assert first.head.startswith(b"GET /x HTTP/1.1\r\n")
-        assert first.values("Host") == ["h"]
 
 
-@pytest.mark.parametrize("kind", ["length", "chunked"])
-def test_tls_with_a_body(make: Make, trusted: Path, kind: str) -> None:
-    with TlsBackend(serve()).with_certificate(trusted) as backend:
-        proxy = make(backend)
-        body = (
-            proxy.client_body(4, b"body")
-            if kind == "length"
-            else proxy.client_body(CHUNKED, b"4\r\nbody\r\n0\r\n\r\n")
-        )
-        assert proxy.call("POST", body) == (200, b"ok")
-        assert backend.requests[0].body == b"body"
-
-
-def test_tls_that_is_not_trusted(make: Make, certificate: Path) -> None:
+def test_tls_that_is_not_trusted(make: Make, server_pair: Pair) -> None:
     """Nothing was sent, so even a POST may go elsewhere."""
-    with TlsBackend(serve()).with_certificate(certificate) as bad, Backend() as good:
+    with Backend(serve(), tls=server_pair.server()) as bad, Backend() as good:
         proxy = make(bad, good)
         assert proxy.call("POST", proxy.client_body(4, b"body")) == (200, b"ok")
         assert bad.requests == []
+        error = make(bad).fails(TlsFailed)
+        assert error.code == "tls_failed"
+        assert "its certificate is not accepted: unable to get local issuer certificate" in str(error)
+        assert make(bad, tls=UpstreamTls(verify=False)).call() == (200, b"ok")
 
 
-def test_tls_refused(make: Make) -> None:
-    with refusing() as url, Backend() as good:
-        proxy = make(url.replace("http:", "https:"), good)
+def test_the_name_that_is_asked_for(make: Make, authority: Authority, server_pair: Pair) -> None:
+    ca = str(authority.ca)
+    with Backend(serve(), tls=server_pair.server()) as backend:
+        by_name = backend.url.replace("127.0.0.1", "localhost")
+        assert make(by_name, tls=UpstreamTls(ca=ca)).call() == (200, b"ok")
+        assert make(backend, tls=UpstreamTls(ca=ca)).call() == (200, b"ok")
+        assert make(backend, tls=UpstreamTls(ca=ca, server_name="backend.example")).call() == (200, b"ok")
+        other = make(by_name, tls=UpstreamTls(ca=ca, server_name="other.example"))
+        assert "Hostname mismatch" in str(other.fails(TlsFailed))
+        assert make(by_name, tls=UpstreamTls(verify=False)).call() == (200, b"ok")
+        assert backend.names == ["localhost", None, "backend.example", "other.example", "localhost"]
+
+
+def test_a_certificate_of_ours(make: Make, authority: Authority, server_pair: Pair) -> None:
+    ours = authority.issue("client")
+    ca, certificate, key = str(authority.ca), str(ours.certificate), str(ours.key)
+    with Backend(serve(), tls=server_pair.server(authority.ca)) as backend:
+        assert make(backend, tls=UpstreamTls(ca=ca, certificate=certificate, key=key)).call() == (200, b"ok")
+        # With TLS 1.3 a client is told only after its own half of the handshake.
+        make(backend, tls=UpstreamTls(ca=ca)).fails(UpstreamClosed)
+        assert len(backend.requests) == 1
+
+
+def test_no_tls_at_all(make: Make) -> None:
+    with Backend(answer_anything) as plain:
+        error = make(plain.url.replace("http:", "https:")).fails(TlsFailed)
+        assert "no TLS: WRONG_VERSION_NUMBER" in str(error)
+    with Backend(Peer.wait_closed) as mute, Backend() as good:
+        proxy = make(mute.url.replace("http:", "https:"), good, connect=0.2)
         assert proxy.call("POST", proxy.client_body(4, b"body")) == (200, b"ok")
+        make(mute.url.replace("http:", "https:"), connect=0.2).fails(ConnectTimeout)
+    with refusing() as url:
+        make(url.replace("http:", "https:")).fails(ConnectFailed)
 
 
-def test_tls_closed_without_an_answer(make: Make, trusted: Path) -> None:
-    with TlsBackend(close_unanswered).with_certificate(trusted) as bad, Backend() as good:
-        proxy = make(bad, good)
-        assert proxy.call() == (200, b"ok")
-        proxy = make(bad, good)
-        proxy.fails(UpstreamClosed, "POST", proxy.client_body(4, b"body"))
-
-
-def test_tls_cut_within_the_body(make: Make, trusted: Path) -> None:
-    with TlsBackend(once(head_of(200, "Content-Length: 10") + b"hello")).with_certificate(trusted) as backend:
-        answer = make(backend).forward()
-        with pytest.raises(UpstreamClosed):
-            b"".join(answer)
-        answer.close()
-
-
-def test_tls_stalled(make: Make, trusted: Path) -> None:
-    with TlsBackend(stall).with_certificate(trusted) as backend:
-        make(backend, response=0.2).fails(ResponseTimeout)
+def answer_anything(peer: Peer) -> None:
+    peer.sock.recv(1000)
+    peer.send(answer_of(400))
+    peer.wait_closed()

@@ -208,6 +208,35 @@ def test_tickets_are_no_data(reactor: Reactor, server_pair: Pair, authority: Aut
     ends.close()
 
 
+def test_what_was_noticed_and_read_is_not_readable_any_more(ends: Ends) -> None:
+    conn = ends.conn
+    told: list[bool] = []
+    conn.noticed = lambda: told.append(True)
+    for number in (1, 2):
+        ends.peer.sendall(b"interim")
+        until(lambda number=number: len(told) == number, "it to be noticed")  # type: ignore[misc]
+        assert conn.readable()
+        assert in_greenlet(lambda: conn.recv(100)) == b"interim"
+        assert not conn.readable()
+
+
+def test_what_is_left_of_several_records_is_noticed(ends: Ends) -> None:
+    """As the kernel would tell again of what it still had."""
+    conn = ends.conn
+    told: list[bool] = []
+    for data in (b"first", b"second"):
+        ends.peer.sendall(data)
+
+    def read() -> bytes:
+        data = conn.recv(100)
+        conn.noticed = lambda: told.append(True)
+        return data
+
+    assert in_greenlet(read) == b"first"
+    until(lambda: told, "the rest to be noticed")
+    assert conn.take(100) == b"second"
+
+
 def test_a_session_is_taken_up_again(reactor: Reactor, server_pair: Pair, authority: Authority) -> None:
     ours, theirs = client_context(authority), server_context(server_pair)
     session = None
@@ -341,10 +370,8 @@ def test_what_was_decrypted_ahead_is_told_of_again(ends: Ends) -> None:
     conn.idle = lambda: told.append(conn.take(20))
     assert conn.readable()
     conn.arm()
-    until(lambda: told, "the first part")
-    assert told == [b"one" * 6 + b"on"]
-    conn.arm()
-    until(lambda: len(told) == 2, "the rest")
+    until(lambda: len(told) == 2, "both parts")
+    assert told == [b"one" * 6 + b"on", b"e" + b"one" * 3]
 
 
 def test_one_side_may_end_before_the_other(ends: Ends) -> None:

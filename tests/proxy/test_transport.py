@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import os
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import gevent
 import pytest
 import requests
 
+from lb.certificates import client_context
 from lb.errors import (
     BadRequest,
     BadResponse,
@@ -34,6 +36,7 @@ from lb.proxy.http1 import CHUNKED
 from lb.proxy.messages import ProxyRequest, ProxyResponse
 from lb.proxy.transport import Transport
 from lb.proxy.upstream import Upstream
+from lb.settings import UpstreamTls
 from tests.support.backends import (
     Backend,
     Peer,
@@ -57,16 +60,17 @@ Body = BodyReader | bytes | None
 
 
 class Way:
-    """A transport, in greenlets or in threads, and one backend's connections."""
+    """A transport, in greenlets or in threads, and one backend's connections, perhaps with TLS."""
 
-    def __init__(self, reactor: Reactor | None) -> None:
+    def __init__(self, reactor: Reactor | None, tls: ssl.SSLContext | None = None) -> None:
         self.reactor = reactor
-        self.transport = Transport(reactor, idle=5.0)
+        self.tls = tls
+        self.transport = Transport(reactor, idle=5.0, tls=tls)
         self.upstreams: dict[str, Upstream] = {}
 
     def upstream(self, url: str) -> Upstream:
         if url not in self.upstreams:
-            self.upstreams[url] = Upstream(url, self.reactor)
+            self.upstreams[url] = Upstream(url, self.reactor, tls=self.tls)
         return self.upstreams[url]
 
     def send(
@@ -118,9 +122,16 @@ class Way:
         self.transport.close()
 
 
-@pytest.fixture(params=["greenlets", "threads"])
-def way(request: pytest.FixtureRequest, reactor: Reactor) -> Iterator[Way]:
-    with Way(reactor if request.param == "greenlets" else None) as made:
+@pytest.fixture(params=["greenlets", "threads", "greenlets with tls", "threads with tls"])
+def way(request: pytest.FixtureRequest, reactor: Reactor, monkeypatch: pytest.MonkeyPatch) -> Iterator[Way]:
+    """Each kind of connection in turn."""
+    kind, _, tls = request.param.partition(" with ")
+    context = None
+    if tls:
+        monkeypatch.setattr(Backend, "all_tls", request.getfixturevalue("server_pair").server())
+        ca = str(request.getfixturevalue("authority").ca)
+        context = client_context(UpstreamTls(ca=ca), "tls")
+    with Way(reactor if kind == "greenlets" else None, context) as made:
         yield made
 
 
@@ -140,7 +151,8 @@ def then_watch(answer: bytes) -> Script:
 
     def script(peer: Peer) -> None:
         if peer.read_request() is not None:
-            peer.send(answer)
+            with contextlib.suppress(ConnectionError):  # it may have hung up already
+                peer.send(answer)
             peer.wait_closed()
 
     return script
@@ -532,6 +544,7 @@ def test_an_interim_answer_does_not_end_the_upload(way: Way, interim: bytes, fra
         peer.backend.may_go_on.release()
         body, _ = peer._read_body(request)
         peer.send(ok(body[-4:]))
+        peer.wait_closed()
 
     with Backend(script) as backend:
         body = way.client_body(1008 if framing == "length" else CHUNKED)
@@ -612,8 +625,8 @@ def test_nothing_is_left_open_after_faults(reactor: Reactor) -> None:
 def session(way: Way) -> Iterator[requests.Session]:
     with requests.Session() as made:
         made.trust_env = False
-        made.mount("http://", way.transport)
-        made.mount("http+unix://", way.transport)
+        for scheme in ("http://", "https://", "http+unix://"):
+            made.mount(scheme, way.transport)
         yield made
 
 

@@ -11,11 +11,15 @@ from pathlib import Path
 import gevent
 import pytest
 
+from lb.certificates import client_context
 from lb.errors import ConnectFailed, ConnectTimeout
 from lb.proxy.conn import Conn, Reactor
-from lb.proxy.dial import ThreadConn
+from lb.proxy.dial import ThreadConn, TlsThreadConn
+from lb.proxy.tls import TlsConn
 from lb.proxy.upstream import Upstream, went_away
+from lb.settings import UpstreamTls
 from tests.support.backends import Backend, Peer, deaf, refusing
+from tests.support.certificates import Authority, Pair
 from tests.support.green import in_greenlet, until
 
 
@@ -237,6 +241,32 @@ def test_no_answer_in_time(own_reactor: Reactor | None) -> None:
     with deaf() as url, pytest.raises(ConnectTimeout, match=r"0\.2 s"):
         in_greenlet(lambda: Upstream(url, own_reactor).connect(0.2))
     assert time.monotonic() - began < 2
+
+
+def test_connections_with_tls_are_kept_and_their_sessions_taken_up(
+    own_reactor: Reactor | None, server_pair: Pair, authority: Authority
+) -> None:
+    """Tickets, which come when the connection idles already, are no reason to close it."""
+    tls = client_context(UpstreamTls(ca=str(authority.ca)), "tls")
+    with Backend(Peer.wait_closed, tls=server_pair.server()) as backend:
+        upstream = Upstream(backend.url, own_reactor, tls=tls)
+        first, second = open_one(upstream), open_one(upstream)
+        assert isinstance(first, TlsConn | TlsThreadConn)
+        assert isinstance(second, TlsConn | TlsThreadConn)
+        until(lambda: not first.readable() and first.session.has_ticket, "a ticket")
+        upstream.checkin(first)
+        upstream.checkin(second)
+        gevent.sleep(0.05)
+        assert upstream.checkout() is second
+        assert not went_away(second)
+        third = open_one(upstream)
+        assert isinstance(third, TlsConn | TlsThreadConn)
+        assert (first.resumed, second.resumed, third.resumed) == (False, False, True)
+        assert upstream.checkout() is first
+        backend.hang_up()
+        until(lambda: went_away(first), "the end")
+        for conn in (first, second, third):
+            conn.close()
 
 
 def test_a_unix_socket(own_reactor: Reactor | None, tmp_path: Path) -> None:

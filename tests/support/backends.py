@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 from urllib.parse import quote
 
 PATIENCE = 20.0
@@ -160,7 +161,10 @@ class Peer:
 
     def send(self, data: bytes) -> None:
         """Send all of it."""
-        self.sock.sendall(data)
+        try:
+            self.sock.sendall(data)
+        except ssl.SSLError as exc:
+            raise ConnectionResetError(str(exc)) from exc
 
     def reset(self) -> None:
         """Close so that the other side gets a reset."""
@@ -173,7 +177,7 @@ class Peer:
 
     def wait_closed(self) -> None:
         """Read on until the other side has closed, or reset, the connection; note that in the backend."""
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
             while self.sock.recv(65536):
                 pass
         self.backend.closed.release()
@@ -258,6 +262,11 @@ class Backend:
 
     script: Script = field(default_factory=serve)
     path: Path | None = None
+    #: What it speaks TLS with; None: what all of them do.
+    tls: ssl.SSLContext | None = None
+    all_tls: ClassVar[ssl.SSLContext | None] = None
+    #: The names that clients asked for (SNI); None for one that named none.
+    names: list[str | None] = field(default_factory=list)
     #: Every request that a script has read whole.
     requests: list[Request] = field(default_factory=list)
     #: How many connections were accepted.
@@ -280,6 +289,10 @@ class Backend:
             self._listener.bind(str(self.path))
             self._listener.listen(512)
             self.port = 0
+        if self.path is None:
+            self.tls = self.tls or Backend.all_tls
+        if self.tls is not None:
+            self.tls.sni_callback = lambda _, name, __: self.names.append(name)
         self._start(self._accept)
         return self
 
@@ -291,13 +304,13 @@ class Backend:
     @property
     def id(self) -> str:
         """What the balancer calls it."""
-        return f"127.0.0.1:{self.port}"
+        return f"127.0.0.1:{self.port}{'+tls' if self.tls else ''}"
 
     @property
     def url(self) -> str:
         if self.path is not None:
             return f"http+unix://{quote(str(self.path), safe='')}"
-        return f"http://{self.id}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     def _accept(self) -> None:
         while True:
@@ -313,8 +326,15 @@ class Backend:
             self._start(self._serve, sock, number)
 
     def _serve(self, sock: socket.socket, number: int) -> None:
+        raw = sock
         try:
+            if self.tls is not None:
+                sock = self.tls.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
+                self._open.add(sock)
+                sock.do_handshake()
             self.script(Peer(self, sock, number))
+        except ssl.SSLError:
+            pass  # a client that does not like it
         except (ConnectionError, TimeoutError) as exc:
             if isinstance(exc, TimeoutError) and not self._stopping:
                 self._errors.append(exc)
@@ -322,8 +342,12 @@ class Backend:
             if not self._stopping:
                 self._errors.append(exc)
         finally:
+            if isinstance(sock, ssl.SSLSocket):
+                with contextlib.suppress(OSError, ValueError):
+                    sock.settimeout(0)
+                    sock.unwrap()  # says that this is the end, and waits for no answer
             sock.close()
-            self._open.discard(sock)  # in this order: whoever sees it gone may rely on its being closed
+            self._open -= {sock, raw}  # in this order: whoever sees it gone may rely on its being closed
 
     def stop_listening(self) -> None:
         """Refuse connections from now on; those that are open stay."""
