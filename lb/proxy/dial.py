@@ -173,6 +173,7 @@ def connect(
 
 
 def _secure(sock: RawSocket, until: float, tls: ssl.SSLContext, name: str, session: Any) -> TlsThreadConn:
+    name.encode("idna")  # what `wrap_socket` would fail with only after it has taken the descriptor
     plain = socket.socket(fileno=sock.detach())
     try:
         secure = tls.wrap_socket(

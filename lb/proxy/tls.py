@@ -226,8 +226,9 @@ class TlsConn(Conn):
             return self.sock.recv(size) if buffer is None else self.sock.recv_into(buffer)
         got: Any = b"" if buffer is None else 0
         while True:
-            if self._fault is not None:
-                raise self._fault
+            fault = self._fault
+            if fault is not None:
+                raise fault
             if self._ended:
                 return got
             try:
@@ -241,10 +242,9 @@ class TlsConn(Conn):
             except ssl.SSLZeroReturnError:  # we have ended our half before
                 pass
             except ssl.SSLError as exc:
-                if self._fault is None:
-                    self._fault = _reset(exc)
+                fault = self._fault = self._fault or _reset(exc)
                 self._answer()
-                raise self._fault from None
+                raise fault from None
             self._answer()
             if not got:
                 self._ended = True

@@ -50,6 +50,8 @@ class Upstream:
         self._path = unquote(parts.netloc) if parts.scheme == "http+unix" else ""
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        if parts.scheme == "https" and tls is None:
+            raise ValueError(f"{url}: there is no TLS to reach it with")
         self._tls = tls if parts.scheme == "https" else None
         self._name = (server_name or self._host).rstrip(".")
         #: Of an earlier connection, for the next one to take up.
@@ -108,7 +110,7 @@ class Upstream:
         for address in addresses:
             try:
                 return self._open(address, max(until - monotonic(), 0.001))
-            except OSError as exc:
+            except (OSError, ValueError) as exc:  # ValueError: the host can be no name on a certificate
                 failure = exc
                 self._resolved_at = -RESOLVE_FOR
         if isinstance(failure, ssl.SSLError):

@@ -377,8 +377,9 @@ def test_what_was_decrypted_ahead_is_told_of_again(ends: Ends) -> None:
 def test_one_side_may_end_before_the_other(ends: Ends) -> None:
     conn, peer = ends.conn, ends.peer
     peer.sendall(b"before")
-    until(conn.arrived, "the data")
     peer.sendall(b" and after")
+    until(conn.arrived, "the data")
+    assert conn._incoming.pending
     conn.end()
     assert peer.recv(10) == b""
     peer.sendall(b", at length")

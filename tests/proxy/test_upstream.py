@@ -269,6 +269,19 @@ def test_connections_with_tls_are_kept_and_their_sessions_taken_up(
             conn.close()
 
 
+def test_https_is_never_spoken_without_tls() -> None:
+    with pytest.raises(ValueError, match="no TLS"):
+        Upstream("https://127.0.0.1:1", None)
+
+
+def test_a_host_that_can_be_no_name(own_reactor: Reactor | None, authority: Authority) -> None:
+    tls = client_context(UpstreamTls(ca=str(authority.ca)), "tls")
+    with Backend(Peer.wait_closed) as backend:
+        upstream = Upstream(f"https://127.0.0.1:{backend.port}", own_reactor, tls=tls, server_name="a..b")
+        with pytest.raises(ConnectFailed):
+            open_one(upstream)
+
+
 def test_a_unix_socket(own_reactor: Reactor | None, tmp_path: Path) -> None:
     with Backend(hold, path=tmp_path / "a socket") as backend:
         conn = in_greenlet(lambda: Upstream(backend.url, own_reactor).connect(5))
