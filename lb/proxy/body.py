@@ -199,7 +199,7 @@ class BodyReader:
                 pass
             finally:
                 to.noticed = None
-            if self.complete:
+            if self.complete and isinstance(source, Conn):
                 # Its last bytes may have been read without a wait: from here on its end would go unnoticed.
                 source.arm()
         else:

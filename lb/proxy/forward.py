@@ -129,8 +129,7 @@ class Answer:
     @property
     def trailers(self) -> bytes:
         """The trailer fields, as lines, once the body is over."""
-        raw = self._response.raw
-        return raw.trailers if isinstance(raw, BodyReader) else b""
+        return self._response.raw.trailers
 
     def tunnel(self, client: Conn, head: bytes, ahead: bytes) -> None:
         """Send `head` (101), then join the two connections until both have ended; `ahead` is for the backend.
