@@ -245,17 +245,19 @@ class Client(Reply):
                 data += more
                 continue
             except _MALFORMED as exc:
-                if isinstance(exc, InvalidHTTPVersion) and (later := _LATER.match(data)):
+                fault: Exception | None = exc
+                if isinstance(exc, InvalidRequestMethod):
+                    try:
+                        head = limits.parse(data, any_method=True)
+                        fault = None
+                    except _MALFORMED as again:
+                        fault = again
+                if isinstance(fault, InvalidHTTPVersion) and (later := _LATER.match(data)):
                     first = later.end()
                     data = b"%b1\r\n%b" % (later[1], data[first:])
                     continue
-                if not isinstance(exc, InvalidRequestMethod):
-                    self._refuse(limits.refusal(exc, data))
-                    return
-                try:
-                    head = limits.parse(data, any_method=True)
-                except _MALFORMED as again:
-                    self._refuse(limits.refusal(again, data))
+                if fault is not None:
+                    self._refuse(limits.refusal(fault, data))
                     return
             if head.consumed > limits.head:
                 self._refuse(HeaderTooLarge("the head is too large"))

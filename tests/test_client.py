@@ -502,6 +502,13 @@ def test_methods_are_tokens() -> None:
         assert client.call("get", "/").body == b"get / "
 
 
+def test_a_later_minor_version_may_come_with_any_method() -> None:
+    """RFC 9110, section 2.5; the parser names one of its two objections at a time."""
+    with connected() as (_, client):
+        client.send(request("GET", "/a", version="1.2") + request("get", "/b", version="1.2"))
+        assert [client.read_answer().body, client.read_answer().body] == [b"GET /a ", b"get /b "]
+
+
 @pytest.mark.parametrize(
     "data", [b"\x16\x03\x01\x02\x00\r\n", b"GET /a b HTTP/1.1\r\n\r\n", b"GET x HTTP/1.1\r\nHost: a\r\n\r\n"]
 )
