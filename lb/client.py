@@ -45,6 +45,7 @@ from lb.wsgi import problem
 
 _NO_BODY = io.BytesIO()
 # Later minor versions are to be read as the one that we know (RFC 9110, section 2.5).
+_HEAD = re.compile(rb"(?:\r\n)*HEAD ")
 _LATER = re.compile(rb"([^\r\n]* HTTP/1\.)[2-9]\r\n")
 
 # The fast parser has two exceptions of its own beside those that the package exports.
@@ -235,7 +236,7 @@ class Client(Reply):
                     head = parse_request_fast(data)
             except IncompleteError:
                 if len(data) > limits.head:
-                    self._refuse(HeaderTooLarge("the head is too large"))
+                    self._refuse(HeaderTooLarge("the head is too large"), data)
                     return
                 more = self._pending()
                 if not more:
@@ -257,10 +258,10 @@ class Client(Reply):
                     data = b"%b1\r\n%b" % (later[1], data[first:])
                     continue
                 if fault is not None:
-                    self._refuse(limits.refusal(fault, data))
+                    self._refuse(limits.refusal(fault, data), data)
                     return
             if head.consumed > limits.head:
-                self._refuse(HeaderTooLarge("the head is too large"))
+                self._refuse(HeaderTooLarge("the head is too large"), data)
                 return
             try:
                 environ = self._environ(head, data)
@@ -268,7 +269,7 @@ class Client(Reply):
                 if data.startswith(b"\r\n"):  # an empty line before the request (RFC 9112, section 2.2)
                     data, seen = data[2:], 0
                     continue
-                self._refuse(exc)
+                self._refuse(exc, data)
                 return
             self.busy_since = monotonic()
             rest = self._handle(environ)
@@ -353,7 +354,7 @@ class Client(Reply):
         except Exception:  # noqa: BLE001 - an application's, and any WSGI server's last resort
             self.host.crashed(environ)
             if not self.head_sent:
-                self._refuse(ProxyError("the application failed"))
+                self._refuse(ProxyError("the application failed"), environ["REQUEST_METHOD"].encode() + b" ")
             else:
                 self._reset()
             return None
@@ -369,10 +370,11 @@ class Client(Reply):
             return None
         return environ["lb.rest"] if body is None else body.rest
 
-    def _refuse(self, exc: ProxyError) -> None:
-        """Answer a message that cannot be served, and close."""
+    def _refuse(self, exc: ProxyError, data: bytes) -> None:
+        """Answer a message that cannot be served, which begins with `data`, and close."""
         request_id = self.host.next_id()
-        environ = {"REQUEST_METHOD": "GET"}
+        # Who asks with HEAD takes whatever follows the head for another answer (RFC 9110, section 9.3.2).
+        environ = {"REQUEST_METHOD": "HEAD" if _HEAD.match(data) else "GET"}
         client = self.base["REMOTE_ADDR"]
         entry = Entry(time(), request_id, client, "", "", "", status=exc.status, code=exc.code)
         started = perf_counter()

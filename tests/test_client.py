@@ -496,6 +496,27 @@ def test_a_message_that_cannot_be_read_is_refused(data: bytes, status: int, code
     assert called == []
 
 
+@pytest.mark.parametrize("before", [b"", b"\r\n"])
+@pytest.mark.parametrize("fields", [("Content-Length: +5",), ("Content-Length: 1", "A : b")])
+def test_a_refused_head_has_no_content(before: bytes, fields: tuple[str, ...]) -> None:
+    """Its sender would take it for another answer (RFC 9110, section 9.3.2)."""
+    with connected() as (_, client):
+        client.send(before + request("HEAD", "/", *fields))
+        answer = client.read_answer("HEAD")
+        assert (answer.status, answer.values("Connection")) == (400, ["close"])
+        assert client.at_end()
+
+
+def test_a_head_whose_application_failed_has_no_content(caplog: pytest.LogCaptureFixture) -> None:
+    def app(environ: Environ, start: Start) -> Iterable[bytes]:
+        raise LookupError("its fault")
+
+    caplog.set_level(logging.CRITICAL, "lb")
+    with connected(app) as (_, client):
+        assert client.call("HEAD", "/").status == 500
+        assert client.at_end()
+
+
 def test_methods_are_tokens() -> None:
     with connected() as (_, client):
         assert client.call("PROPFIND", "/").body == b"PROPFIND / "
