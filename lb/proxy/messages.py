@@ -19,7 +19,7 @@ from lb.proxy.conn import NEVER, Conn
 from lb.proxy.dial import ThreadConn
 from lb.proxy.fields import Fields, ResponseHead
 from lb.proxy.http1 import UNTIL_CLOSE
-from lb.proxy.upstream import Upstream
+from lb.proxy.upstream import Upstream, went_away
 
 
 class _Nowhere:
@@ -179,7 +179,10 @@ class ProxyResponse(Response):
         if conn is None:
             return
         reader = self.raw
-        if self._keep and reader.complete and not reader.rest and self.head.length != UNTIL_CLOSE:
+        whole = reader.complete and not reader.rest and self.head.length != UNTIL_CLOSE
+        # A body is read to its last byte, no further: what is too much of it may wait in the kernel, and the
+        # loop may not have turned since. The next request would take it for its answer.
+        if self._keep and whole and not went_away(conn):
             self.request.upstream.checkin(conn)
         else:
             conn.close()

@@ -122,7 +122,7 @@ class Transport(BaseAdapter):
             keep = head.keep and (body is None or sent)
             if end + head.length == len(data) and head.length >= 0:
                 response = ProxyResponse(status, reason, head, fields, request, data[end:])
-                if keep:
+                if keep and len(data) < MAX_HEAD:  # a full buffer: there may be more than belongs to it
                     request.upstream.checkin(conn)
                 else:
                     conn.close()

@@ -166,7 +166,7 @@ def _is_literal(host: str) -> bool:
 
 
 def went_away(conn: Conn | ThreadConn) -> bool:
-    """Has the other side closed this idle connection? A system call, for what cannot be sent twice."""
+    """Has the other side closed this idle connection, or said what nobody asked for? A system call."""
     if isinstance(conn, ThreadConn):
         return conn.readable()
     if isinstance(conn, TlsConn):

@@ -41,6 +41,7 @@ from tests.support.backends import (
     Backend,
     Peer,
     Script,
+    answer_of,
     chunked,
     close_unanswered,
     cut,
@@ -276,6 +277,25 @@ def test_which_connections_are_kept(way: Way, answer: bytes, kept: bool) -> None
         assert way.upstream(backend.url).idle == kept
         if not kept:
             assert backend.closed.acquire(timeout=5)
+
+
+def test_one_with_more_than_its_answer_is_closed(way: Way) -> None:
+    """Though what is too much of it has not been read: the body was, to its last byte."""
+    size, sent = 300_000, threading.Event()
+
+    def script(peer: Peer) -> None:
+        if peer.read_request() is not None:
+            peer.send(answer_of(200, b"x" * size) + ok(b"of nobody"))
+            sent.set()
+            peer.wait_closed()
+
+    with Backend(script) as backend:
+        response = way.send(backend.url)
+        assert len(in_greenlet(response.raw.read)) == size
+        assert sent.wait(10)
+        response.close()
+        assert way.upstream(backend.url).idle == 0
+        assert backend.closed.acquire(timeout=5)
 
 
 def test_one_whose_body_was_not_read_to_its_end_is_closed(way: Way) -> None:
