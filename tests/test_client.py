@@ -416,6 +416,24 @@ def test_an_application_that_forgets_start_response_is_a_500(caplog: pytest.LogC
     assert "start_response" in str(caplog.records[0].exc_info)
 
 
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (request("HEAD", "/"), 500),
+        (request("HEAD", "/", "A : b"), 400),
+        (request("HEAD", "/", "Expect: x"), 417),
+    ],
+)
+def test_an_error_has_no_content_either_when_head_asked(
+    caplog: pytest.LogCaptureFixture, data: bytes, status: int
+) -> None:
+    with connected(failing("called", ValueError("oops"))) as (_, client):
+        client.send(data)
+        answer = client.read_answer("HEAD")
+        assert answer.status == status
+        assert client.at_end()
+
+
 def test_other_connections_go_on_when_one_fails(caplog: pytest.LogCaptureFixture) -> None:
     class Worse:
         def __iter__(self) -> Iterator[bytes]:
