@@ -80,8 +80,8 @@ def content_length(value: bytes) -> int:
 def request_body(fields: RawFields, minor_version: int) -> int:
     """The length of a request's body: a number, or CHUNKED (RFC 9112, section 6.3).
 
-    Raises ValueError when there is more than one way to read it, and UnsupportedTransferCoding for
-    one other than chunked (RFC 9112, section 6.1: 501).
+    Raises ValueError when there is more than one way to read it, or none because the last coding is not
+    chunked, and UnsupportedTransferCoding for others before that (RFC 9112, section 6.1: 501).
     """
     length, coding = -1, b""
     for name, value in fields:
@@ -102,6 +102,9 @@ def request_body(fields: RawFields, minor_version: int) -> int:
         if minor_version == 0:
             raise ValueError("Transfer-Encoding in an HTTP/1.0 request")
         if coding != b"chunked":
+            codings = tokens(coding)
+            if codings[-1:] != [b"chunked"] or codings.count(b"chunked") > 1:
+                raise ValueError("chunked is not the last transfer coding, once")
             raise UnsupportedTransferCoding(coding.decode("latin-1"))
         return CHUNKED
     return max(length, 0)

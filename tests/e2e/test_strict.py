@@ -95,10 +95,10 @@ FRAMING = {
     "an empty length": (b"Content-Length:\r\n", 400),
     "a huge length": (b"Content-Length: 99999999999999999999\r\n", 400),
     "two codings": (b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", 400),
-    "an unknown coding": (b"Transfer-Encoding: gzip\r\n", 501),
+    "an unknown coding": (b"Transfer-Encoding: gzip\r\n", 400),
     "a list of codings": (b"Transfer-Encoding: gzip, chunked\r\n", 501),
     "an obscure coding": (b"Transfer-Encoding: \x0bchunked\r\n", 400),
-    "identity": (b"Transfer-Encoding: identity\r\n", 501),
+    "identity": (b"Transfer-Encoding: identity\r\n", 400),
 }
 
 
