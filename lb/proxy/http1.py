@@ -217,6 +217,8 @@ class ChunkReader:
                 digits = digits.rstrip(b" \t")
                 if _CONTROL.search(extension):
                     raise ValueError("control character in chunk extension")
+            if len(digits) > 15:
+                digits = digits.lstrip(b"0") or b"0"
             if not digits or len(digits) > 15 or digits.strip(b"0123456789abcdefABCDEF"):
                 raise ValueError("invalid chunk size")
             self._left = int(digits, 16)

@@ -39,6 +39,7 @@ GOOD = {
     b"5\r\nhello\r\n1\r\n!\r\n0\r\n\r\n": b"hello!",
     b"A\r\n0123456789\r\na\r\n0123456789\r\n0\r\n\r\n": b"0123456789" * 2,
     b"005\r\nhello\r\n000\r\n\r\n": b"hello",
+    b"0" * 20 + b"5\r\nhello\r\n" + b"0" * 20 + b"\r\n\r\n": b"hello",
     b"5;name=value;x\r\nhello\r\n0;y\r\n\r\n": b"hello",
     b"5 \t;x\r\nhello\r\n0\r\n\r\n": b"hello",
     b"2\r\n\r\n\r\n0\r\n\r\n": b"\r\n",
