@@ -9,6 +9,7 @@
         ├── ClientError        source "downstream": the client's message or its absence
         │   ├── BadRequest, HeaderTooLarge, BodyTooLarge, UriTooLong, UnsupportedCoding, …
         │   └── ClientGone     the client went away: nobody is there to answer
+        │       └── IncompleteBody     it ended its message too early, and may still read
         ├── UpstreamError      source "upstream": a backend
         │   ├── ConnectFailed, ConnectTimeout, TlsFailed   nothing was sent
         │   ├── UpstreamClosed                     reset or closed before the first byte
@@ -127,6 +128,13 @@ class ClientGone(ClientError):
 
     status = 499
     code = "client_gone"
+
+
+class IncompleteBody(ClientGone):
+    """The client ended its stream within its body. It may have kept the half in which it reads the answer."""
+
+    status = 400
+    code = "incomplete_body"
 
 
 class UpstreamError(ProxyError):

@@ -16,6 +16,7 @@ from lb.errors import (
     BadResponse,
     BodyTooLarge,
     ClientGone,
+    IncompleteBody,
     ProxyError,
     RequestTimeout,
     ResponseTimeout,
@@ -35,6 +36,8 @@ def client_fault(exc: Exception) -> ProxyError:
     """What it means that a client's body cannot be read."""
     if isinstance(exc, TimeoutError):
         return RequestTimeout("the client paused too long in its body")
+    if isinstance(exc, EOFError):
+        return IncompleteBody(str(exc))
     if isinstance(exc, OSError):
         return ClientGone("the client went away in its body")
     return BadRequest(str(exc))
@@ -44,7 +47,7 @@ def upstream_fault(exc: Exception) -> ProxyError:
     """What it means that a backend's body cannot be read."""
     if isinstance(exc, TimeoutError):
         return ResponseTimeout("the backend paused too long in its answer")
-    if isinstance(exc, OSError):
+    if isinstance(exc, OSError | EOFError):
         return UpstreamClosed("the backend closed within its answer")
     return BadResponse(str(exc))
 
@@ -156,7 +159,7 @@ class BodyReader:
 
     def _ended(self) -> None:
         if self.length != UNTIL_CLOSE:
-            raise self._fault(ConnectionResetError("closed before the end of the body"))
+            raise self._fault(EOFError("closed before the end of the body"))
         self.complete = True
 
     def next_piece(self) -> bytes:

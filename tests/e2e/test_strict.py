@@ -403,7 +403,8 @@ def test_a_client_that_leaves_before_his_upload_began(site: Site) -> None:
     with site.client() as client:
         client.send(request("POST", "/left", "Content-Length: 100000", "Expect: 100-continue"))
         client.reset()
-    assert site.balancer.logged("/left")["code"] == "client_gone"
+    # Whoever looks first is told of a reset by the kernel; to the next one it is an end.
+    assert site.balancer.logged("/left")["code"] in ("client_gone", "incomplete_body")
 
 
 def test_a_body_that_pauses_too_long(site: Site) -> None:

@@ -22,6 +22,7 @@ from lb.errors import (
     BadResponse,
     BodyTooLarge,
     ClientGone,
+    IncompleteBody,
     ProxyError,
     RequestTimeout,
     ResponseTimeout,
@@ -144,7 +145,7 @@ def test_a_piece_arrives_as_soon_as_it_is_there() -> None:
 
 @pytest.mark.parametrize("length", [9, CHUNKED])
 def test_an_early_end_is_an_error(length: int) -> None:
-    with pytest.raises(ClientGone):
+    with pytest.raises(IncompleteBody):
         reader(length, b"5\r\nhe").read()
     with pytest.raises(UpstreamClosed):
         reader(length, b"5\r\nhe", fault=upstream_fault).read()
@@ -155,6 +156,7 @@ def test_an_early_end_is_an_error(length: int) -> None:
     [
         (TimeoutError("late"), RequestTimeout, ResponseTimeout),
         (ConnectionResetError("reset"), ClientGone, UpstreamClosed),
+        (EOFError("closed"), IncompleteBody, UpstreamClosed),
         (ValueError("nonsense"), BadRequest, BadResponse),
     ],
 )
