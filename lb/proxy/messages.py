@@ -65,6 +65,8 @@ class ProxyRequest(PreparedRequest):
 
     #: Takes the head of each interim answer (1xx), ready to be sent on; None: they are dropped.
     interim: Any = None
+    #: How many there were.
+    interims: int = 0
     #: Did it ask to change the protocol?
     upgrade: bool = False
 

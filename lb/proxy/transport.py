@@ -31,6 +31,9 @@ MAX_HEAD = 65536
 EARLY_ANSWER = 1.0
 """Seconds to wait for the answer of a backend that stopped reading the request."""
 
+MAX_INTERIM = 100
+"""Interim answers (1xx) to one request at most: a flood of them goes on for ever, and times out never."""
+
 IDEMPOTENT = frozenset(("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"))
 """RFC 9110, section 9.2.2."""
 
@@ -225,6 +228,9 @@ class Transport(BaseAdapter):
         end, fields = parsed["consumed"], parsed["headers"]
         if data.count(b"\r\n", 0, end) != len(fields) + 2 or not all(name for name, _ in fields):
             raise ValueError("an interim answer that is not exactly one head")
+        request.interims += 1
+        if request.interims > MAX_INTERIM:
+            raise ValueError(f"more than {MAX_INTERIM} interim answers")
         if request.interim is not None:
             request.interim(interim_head(parsed["status"], parsed["message"], fields))
         return data[end:]

@@ -34,7 +34,7 @@ from lb.proxy.conn import Conn, Reactor
 from lb.proxy.dial import ThreadConn
 from lb.proxy.http1 import CHUNKED
 from lb.proxy.messages import ProxyRequest, ProxyResponse
-from lb.proxy.transport import Transport
+from lb.proxy.transport import MAX_INTERIM, Transport
 from lb.proxy.upstream import Upstream
 from lb.settings import UpstreamTls
 from tests.support.backends import (
@@ -396,6 +396,7 @@ BAD = {
     "status 000": b"HTTP/1.1 000 What\r\n\r\n",
     "status 42": b"HTTP/1.1 042 What\r\n\r\n",
     "unasked switch": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
+    "interim answers without end": head_of(103) * (MAX_INTERIM + 1) + ok(),
     "two lengths": head_of(200, "Content-Length: 1", "Content-Length: 2") + b"ab",
     "length and coding": head_of(200, "Content-Length: 5", "Transfer-Encoding: chunked") + chunked(b"ab"),
     "unknown coding": head_of(200, "Transfer-Encoding: gzip"),
