@@ -146,6 +146,14 @@ def response_lines(fields: Fields, *, measured: bool = True, upgraded: bool = Fa
     return b"".join(lines)
 
 
+def may_switch(head: bytes, fields: Fields) -> bool:
+    """Does a 101 with these fields name what the request with `head` has offered (RFC 9110, section 7.8)?"""
+    lines = [line.partition(b":") for line in head.split(b"\r\n")]
+    offered = b",".join([value for name, _, value in lines if name.lower() == b"upgrade"])
+    named = tokens(b",".join([value for name, value in fields if NAMES[name].kind == UPGRADE]))
+    return bool(named) and set(named) <= set(tokens(offered))
+
+
 def interim_head(status: int, reason: bytes, fields: Fields) -> bytes:
     """An interim answer (1xx) as it goes on, whole."""
     lines = response_lines(fields, measured=False)

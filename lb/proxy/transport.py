@@ -20,7 +20,7 @@ from lb.errors import BadResponse, ResponseTimeout, UpstreamClosed
 from lb.proxy.body import BodyReader, client_fault
 from lb.proxy.conn import HEAD, NEVER, Conn, Reactor
 from lb.proxy.dial import ThreadConn
-from lb.proxy.fields import ResponseHead, interim_head
+from lb.proxy.fields import ResponseHead, interim_head, may_switch
 from lb.proxy.http1 import UNTIL_CLOSE
 from lb.proxy.messages import Pieces, ProxyRequest, ProxyResponse
 from lb.proxy.upstream import Upstream, went_away
@@ -215,9 +215,11 @@ class Transport(BaseAdapter):
                 data += more
                 continue
             status = parsed["status"]
-            if status >= 200 or (status == 101 and request.upgrade):
+            if status >= 200:
                 return parsed, data
             if status == 101:
+                if request.upgrade and may_switch(request.head, parsed["headers"]):
+                    return parsed, data
                 raise ValueError("101 without a request for it")
             if status < 100:
                 raise ValueError(f"the status is {status}")

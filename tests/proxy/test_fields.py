@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from gunicorn_h1c import parse_response
 
-from lb.proxy.fields import ResponseHead, nominated, request_head, response_lines
+from lb.proxy.fields import ResponseHead, may_switch, nominated, request_head, response_lines
 from lb.proxy.http1 import CHUNKED, UNTIL_CLOSE
 
 Pairs = list[tuple[bytes, bytes]]
@@ -130,6 +130,25 @@ def test_answers_keep_what_only_requests_lose() -> None:
 def test_response_lines_take_pairs() -> None:
     fields = [(b"Connection", b"X-A"), (b"X-A", b"1"), (b"Set-Cookie", b"a"), (b"Set-Cookie", b"b")]
     assert response_lines(fields) == b"Set-Cookie: a\r\nSet-Cookie: b\r\n"
+
+
+@pytest.mark.parametrize(
+    ("offered", "named", "may"),
+    [
+        (b"websocket", [b"websocket"], True),
+        (b"WebSocket", [b"websocket"], True),
+        (b"a, b/1", [b"b/1"], True),
+        (b"a, b/1", [b"a", b"b/1"], True),
+        (b"websocket", [b"evil"], False),
+        (b"a", [b"a, evil"], False),
+        (b"a", [b"a", b"evil"], False),
+        (b"a", [b""], False),
+        (b"a", [], False),
+    ],
+)
+def test_a_switch_is_to_what_was_offered(offered: bytes, named: list[bytes], may: bool) -> None:
+    head = b"GET / HTTP/1.1\r\nX-Upgrade: evil\r\nConnection: Upgrade\r\nUpgrade: %b\r\n\r\n" % offered
+    assert may_switch(head, [(b"A", b"evil"), *((b"Upgrade", value) for value in named)]) is may
 
 
 # Responses: the length of the body (RFC 9112, section 6.3).
