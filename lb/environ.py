@@ -174,7 +174,10 @@ def _drop_ambiguous(environ: dict[str, Any], fields: Iterable[tuple[bytes, bytes
 def _absolute(environ: dict[str, Any], method: bytes, target: str) -> str:
     if method == b"CONNECT":
         raise BadRequest("CONNECT is not for a gateway")
+    whole = target
     target, authority = origin_form(target)
+    if method == b"OPTIONS" and whole.endswith("://" + authority):
+        target = "*"  # the server as a whole (RFC 9112, section 3.2.4)
     check_host(authority.encode("latin-1"))
     # RFC 9112, section 3.2.2: the Host field is to be replaced by what the target says.
     environ["HTTP_HOST"] = authority

@@ -249,6 +249,10 @@ def test_other_targets_are_refused(method: str, target: str) -> None:
 def test_the_asterisk_is_for_options() -> None:
     environ = environ_of(request("OPTIONS", "*"))
     assert (environ["PATH_INFO"], environ["lb.target"]) == ("*", "*")
+    assert environ_of(request("OPTIONS", "http://x.example:80"))["lb.target"] == "*"
+    assert environ_of(request("OPTIONS", "http://x.example/"))["lb.target"] == "/"
+    assert environ_of(request("OPTIONS", "http://x.example?q"))["lb.target"] == "/?q"
+    assert environ_of(request("GET", "http://x.example"))["lb.target"] == "/"
 
 
 # Properties.
