@@ -75,7 +75,7 @@ class ResponseHead:
             raise ValueError("a line of the head does not end in CRLF")
         length, coding = -1, b""
         keep = minor_version == 1
-        whole = True
+        whole, stray = True, False
         listed: list[bytes] = []
         for name, value in fields:
             kind = NAMES[name].kind
@@ -85,6 +85,7 @@ class ResponseHead:
             elif kind == LENGTH:
                 if status < 200 or status == 204:
                     whole = False  # there is no content to measure (RFC 9110, section 8.6)
+                    stray = stray or value != b"0"
                     continue
                 if length >= 0:
                     raise ValueError("more than one Content-Length")
@@ -123,7 +124,8 @@ class ResponseHead:
             self.length = length if length >= 0 else UNTIL_CLOSE
         if listed:
             keep = b"close" not in listed and (keep or b"keep-alive" in listed)
-        self.keep = keep
+        # Who announces content that a 204 cannot have may send it, too, and it would be the next answer.
+        self.keep = keep and not (status == 204 and (coding or stray))
         first_line = head.index(b"\n") + 1
         self.lines = head[first_line:-2] if whole else response_lines(fields, measured=status != 204)
 

@@ -234,3 +234,17 @@ def test_http_1_0_knows_no_transfer_coding() -> None:
 )
 def test_keep(lines: bytes, keep: bool) -> None:
     assert head(lines + b"\nContent-Length: 0").keep is keep
+
+
+@pytest.mark.parametrize(
+    ("field", "keep"),
+    [
+        (b"A: b", True),
+        (b"Content-Length: 0", True),
+        (b"Content-Length: 5", False),
+        (b"Transfer-Encoding: chunked", False),
+    ],
+)
+def test_a_204_that_announces_content_is_the_last(field: bytes, keep: bool) -> None:
+    found = head(b"HTTP/1.1 204 No Content\n" + field)
+    assert (found.keep, found.length) == (keep, 0)
