@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from lb.errors import BadRequest, ExpectationFailed
-from lb.proxy.http1 import CODING, CONNECTION, EXPECT, HOST, LENGTH, NAMES, UPGRADE, tokens
+from lb.errors import BadRequest, ExpectationFailed, LastHop, MethodNotServed
+from lb.proxy.http1 import CODING, CONNECTION, EXPECT, HOPS, HOST, LENGTH, NAMES, UPGRADE, tokens
 from lb.wsgi import origin_form
 
 KEYS = (
@@ -100,7 +100,7 @@ def fill_fields(
                 clean = False
                 if kind == CONNECTION:
                     listed += tokens(value)
-                elif kind in (EXPECT, UPGRADE):
+                elif kind in (EXPECT, UPGRADE, HOPS):
                     hops.append((kind, value))
         elif not name:
             raise BadRequest("line folding in the head")
@@ -111,8 +111,10 @@ def fill_fields(
     if dropped:
         _drop_ambiguous(environ, fields)
         clean = False
-    if hops and minor:
-        _hop_by_hop(environ, hops, listed, framed)
+    if hops:
+        _count_hops(environ, method, hops)
+        if minor:
+            _hop_by_hop(environ, hops, listed, framed)
     target = path.decode("latin-1")
     if b"#" in path:
         raise BadRequest("a fragment in the request target")
@@ -157,6 +159,26 @@ def _hop_by_hop(
     if environ["lb.expect"] is not None:
         lines.append(b"Expect: 100-continue\r\n")
     environ["lb.hop"] = b"".join(lines)
+
+
+def _count_hops(environ: dict[str, Any], method: bytes, hops: list[tuple[int, bytes]]) -> None:
+    """Take one from Max-Forwards, which each intermediary on the way does for these methods.
+
+    Raises what is answered here instead when there is none left (RFC 9110, section 7.6.2), or BadRequest.
+    """
+    counts = [value for kind, value in hops if kind == HOPS]
+    if not counts or method not in (b"TRACE", b"OPTIONS"):
+        return
+    if len(counts) > 1 or not counts[0].isdigit() or len(counts[0]) > 18:
+        raise BadRequest("Max-Forwards is no number")
+    left = int(counts[0]) - 1
+    if left < 0:
+        raise LastHop("no more hops") if method == b"OPTIONS" else MethodNotServed("TRACE ends here")
+    environ["HTTP_MAX_FORWARDS"] = str(left)
+    environ["lb.fields"] = tuple(
+        (name, str(left).encode()) if NAMES[name].kind == HOPS else (name, value)
+        for name, value in environ["lb.fields"]
+    )
 
 
 def _drop_ambiguous(environ: dict[str, Any], fields: Iterable[tuple[bytes, bytes]]) -> None:

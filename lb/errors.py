@@ -95,6 +95,20 @@ class ExpectationFailed(ClientError):
     code = "expectation_failed"
 
 
+class LastHop(ClientError):
+    """OPTIONS that goes no further, because its Max-Forwards says so: answered here, and no error at all."""
+
+    status = 200
+    code = "last_hop"
+
+
+class MethodNotServed(ClientError):
+    """A method that is passed on, but not served by the balancer itself."""
+
+    status = 501
+    code = "method_not_served"
+
+
 class VersionNotSupported(ClientError):
     """A major version other than 1 in the request line."""
 

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lb.environ import KEYS, fill
-from lb.errors import BadRequest
+from lb.errors import BadRequest, LastHop, MethodNotServed
 from tests.support.clients import request
 
 REFUSED = (BadRequest, ValueError)
@@ -253,6 +253,23 @@ def test_the_asterisk_is_for_options() -> None:
     assert environ_of(request("OPTIONS", "http://x.example/"))["lb.target"] == "/"
     assert environ_of(request("OPTIONS", "http://x.example?q"))["lb.target"] == "/?q"
     assert environ_of(request("GET", "http://x.example"))["lb.target"] == "/"
+
+
+@pytest.mark.parametrize("method", ["TRACE", "OPTIONS"])
+def test_hops_are_counted(method: str) -> None:
+    environ = environ_of(request(method, "/", "A: b", "max-forwards: 010", "C: d"))
+    assert environ["lb.fields"][1:] == ((b"A", b"b"), (b"max-forwards", b"9"), (b"C", b"d"))
+    assert (environ["HTTP_MAX_FORWARDS"], environ["lb.head"]) == ("9", None)
+    with pytest.raises(LastHop if method == "OPTIONS" else MethodNotServed):
+        read(request(method, "/", "Max-Forwards: 0", version="1.0"))
+    for fields in (["Max-Forwards: x"], ["Max-Forwards: -1"], ["Max-Forwards: 1", "Max-Forwards: 2"]):
+        with pytest.raises(BadRequest):
+            read(request(method, "/", *fields))
+
+
+def test_hops_of_other_methods_are_not() -> None:
+    environ = environ_of(request("GET", "/", "Max-Forwards: 0"))
+    assert dict(environ["lb.fields"])[b"Max-Forwards"] == b"0"
 
 
 # Properties.

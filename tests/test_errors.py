@@ -33,7 +33,8 @@ def test_each_knows_its_answer(kind: type[ProxyError]) -> None:
 def test_the_branch_says_who_is_to_blame(kind: type[ProxyError]) -> None:
     if issubclass(kind, ClientError):
         assert kind.source == "downstream"
-        assert 400 <= kind.status < 500 or kind in (errors.UnsupportedCoding, errors.VersionNotSupported)
+        others = (errors.UnsupportedCoding, errors.VersionNotSupported, errors.MethodNotServed)
+        assert 400 <= kind.status < 500 or kind in (*others, errors.LastHop)
     elif issubclass(kind, UpstreamError):
         assert kind.source == "upstream"
         assert kind.status in (502, 504)

@@ -14,6 +14,7 @@ from lb.proxy.http1 import (
     CODING,
     CONNECTION,
     END_TO_END,
+    HOPS,
     HOST,
     LENGTH,
     NAMES,
@@ -51,7 +52,7 @@ def request_head(method: bytes, target: bytes, fields: Fields, default_host: byt
         out.append(b"Host: %b\r\n" % default_host)
     for name, value in fields:
         known = NAMES[name]
-        if known.kind in (END_TO_END, HOST, LENGTH, CODING) and known.lower not in gone:
+        if known.kind in (END_TO_END, HOST, LENGTH, CODING, HOPS) and known.lower not in gone:
             out.append(b"%b: %b\r\n" % (name, value))
     return b"".join(out)
 
