@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 
+from lb.dates import http_date
 from lb.service import Service
-from lb.wsgi import REASONS, StartResponse, http_date
+from lb.wsgi import REASONS, StartResponse
 
 
 class Control:

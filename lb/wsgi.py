@@ -6,14 +6,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
-from email.utils import formatdate
 from typing import Any
 
 import msgspec
 
 from lb.accesslog import Entry
+from lb.dates import http_date
 from lb.errors import BadRequest, ProxyError
 from lb.proxy.body import BodyReader, client_fault
 from lb.proxy.conn import NEVER
@@ -199,15 +198,3 @@ def https_redirect(environ: dict[str, Any], start_response: StartResponse, entry
         [("Location", location), ("Content-Length", "0"), ("X-Request-Id", entry.id), ("Date", http_date())],
     )
     return (b"",)
-
-
-_date: tuple[int, str] = (0, "")
-
-
-def http_date() -> str:
-    """Now, as HTTP writes it; worked out once a second."""
-    global _date
-    now = int(time.time())
-    if _date[0] != now:
-        _date = (now, formatdate(now, usegmt=True))
-    return _date[1]

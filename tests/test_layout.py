@@ -37,6 +37,7 @@ GROUPS = {
     "process": "model",
     "state.keys": "model",
     "accesslog": "model",
+    "dates": "model",
     "routing": "routing",
     "edits": "routing",
     "proxyprotocol": "model",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lb.errors import BadRequest, NoBackend, ResponseTimeout
-from lb.wsgi import client_body, http_date, listener, origin_form, problem, raw_head, raw_target
+from lb.wsgi import client_body, listener, origin_form, problem, raw_head, raw_target
 
 
 def environ(**changes: Any) -> dict[str, Any]:
@@ -128,7 +128,3 @@ def test_problem_for_head_has_no_body() -> None:
     _, headers, body = answer(NoBackend("x"), REQUEST_METHOD="HEAD")
     assert body == b""
     assert int(headers["Content-Length"]) > 0
-
-
-def test_date() -> None:
-    assert http_date().endswith(" GMT")

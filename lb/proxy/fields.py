@@ -13,6 +13,7 @@ from lb.proxy.http1 import (
     CHUNKED,
     CODING,
     CONNECTION,
+    DATE,
     END_TO_END,
     HOPS,
     HOST,
@@ -52,7 +53,7 @@ def request_head(method: bytes, target: bytes, fields: Fields, default_host: byt
         out.append(b"Host: %b\r\n" % default_host)
     for name, value in fields:
         known = NAMES[name]
-        if known.kind in (END_TO_END, HOST, LENGTH, CODING, HOPS) and known.lower not in gone:
+        if known.kind in (END_TO_END, HOST, LENGTH, CODING, HOPS, DATE) and known.lower not in gone:
             out.append(b"%b: %b\r\n" % (name, value))
     return b"".join(out)
 
@@ -61,10 +62,10 @@ class ResponseHead:
     """What a backend's head means: the lines that go on, the body's length, whether the connection stays.
 
     `lines` are the end-to-end fields as they are written to the client; `measured` says that they carry
-    a Content-Length; `length` is the body's, or CHUNKED or UNTIL_CLOSE.
+    a Content-Length, `dated` that they carry a Date; `length` is the body's, or CHUNKED or UNTIL_CLOSE.
     """
 
-    __slots__ = ("keep", "length", "lines", "measured")
+    __slots__ = ("dated", "keep", "length", "lines", "measured")
 
     def __init__(self, method: str, status: int, minor_version: int, fields: Fields, head: bytes) -> None:
         """Read `fields` of `head`, the raw bytes. Raises ValueError when there is not exactly one reading.
@@ -76,13 +77,15 @@ class ResponseHead:
             raise ValueError("a line of the head does not end in CRLF")
         length, coding = -1, b""
         keep = minor_version == 1
-        whole, stray = True, False
+        whole, stray, dated = True, False, False
         listed: list[bytes] = []
         for name, value in fields:
             kind = NAMES[name].kind
-            if kind == END_TO_END or kind >= HOST:
+            if kind == END_TO_END:
                 if not name:
                     raise ValueError("line folding in the head")
+            elif kind >= HOST:
+                dated = dated or kind == DATE
             elif kind == LENGTH:
                 if status < 200 or status == 204:
                     whole = False  # there is no content to measure (RFC 9110, section 8.6)
@@ -112,6 +115,7 @@ class ResponseHead:
             if coding != b"chunked":
                 raise ValueError("unknown transfer coding")
         self.measured = length >= 0
+        self.dated = dated
         if status == 101:
             self.length = UNTIL_CLOSE
             self.lines = response_lines(fields, upgraded=True)

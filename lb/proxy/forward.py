@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import requests
 
 from lb.accesslog import AccessLog, Entry
+from lb.dates import http_date
 from lb.errors import (
     ClientError,
     ClientGone,
@@ -82,6 +83,9 @@ class Answer:
         #: The end-to-end fields as lines, and whether they say how long the body is.
         self.lines: bytes = response.head.lines
         self.measured: bool = response.head.measured
+        # Who has a clock says when an answer without a Date came (RFC 9110, section 6.6.1).
+        if not response.head.dated:
+            self.lines += f"Date: {http_date()}\r\n".encode()
 
     def headers(self) -> list[tuple[str, str]]:
         """The end-to-end fields, as WSGI wants them."""

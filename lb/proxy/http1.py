@@ -17,7 +17,7 @@ UNTIL_CLOSE = -2
 RawFields = Iterable[tuple[bytes, bytes]]
 
 # What a field is to a proxy. Hop-by-hop fields end here (RFC 9110, section 7.6.1).
-END_TO_END, HOP, CONNECTION, LENGTH, CODING, UPGRADE, HOST, FORWARDED, EXPECT, HOPS = range(10)
+END_TO_END, HOP, CONNECTION, LENGTH, CODING, UPGRADE, HOST, FORWARDED, EXPECT, HOPS, DATE = range(11)
 _KINDS = {
     b"connection": CONNECTION,
     b"proxy-connection": HOP,
@@ -29,6 +29,7 @@ _KINDS = {
     b"host": HOST,
     b"expect": EXPECT,
     b"max-forwards": HOPS,
+    b"date": DATE,
     b"x-forwarded-for": FORWARDED,
     b"x-forwarded-proto": FORWARDED,
     b"x-forwarded-host": FORWARDED,

@@ -213,6 +213,11 @@ def test_http_1_0_knows_no_transfer_coding() -> None:
         head(b"HTTP/1.0 200 OK\nTransfer-Encoding: chunked")
 
 
+def test_whether_there_is_a_date() -> None:
+    assert head(b"HTTP/1.1 200 OK\ndate: x").dated
+    assert not head(b"HTTP/1.1 200 OK\nDated: x\nX-Date: x").dated
+
+
 # Responses: the connection (RFC 9112, section 9.3).
 
 

@@ -220,17 +220,32 @@ def test_the_log_tells_what_happened(make: Make) -> None:
 
 
 def test_fields_go_on_as_wsgi_wants_them(make: Make) -> None:
-    fields = ("X-A:1", "Set-Cookie: a=b; c", "set-cookie:  d ", "Connection: X-Gone", "X-Gone: 1")
+    fields = (
+        "X-A:1",
+        "Date: then",
+        "Set-Cookie: a=b; c",
+        "set-cookie:  d ",
+        "Connection: X-Gone",
+        "X-Gone: 1",
+    )
     with Backend(serve(ok(b"", *fields))) as backend:
         proxy = make(backend)
         answer = proxy.forward()
         assert answer.headers() == [
             ("Content-Length", "0"),
             ("X-A", "1"),
+            ("Date", "then"),
             ("Set-Cookie", "a=b; c"),
             ("set-cookie", "d"),
         ]
         assert answer.measured
+        answer.close()
+
+
+def test_an_answer_without_a_date_gets_one(make: Make) -> None:
+    with Backend(serve(ok(b"", "X-Date: 1"))) as backend:
+        answer = make(backend).forward()
+        assert [name for name, _ in answer.headers()] == ["Content-Length", "X-Date", "Date"]
         answer.close()
 
 
