@@ -1,4 +1,5 @@
-"""What clients may send to this project's own worker: exactly one reading of it, or a refusal and the end."""
+"""Clients of this project's own worker that are slow, early, late or gone. What a message may look like is in
+`tests/http/corpus`."""
 
 from __future__ import annotations
 
@@ -38,99 +39,6 @@ def refused(site: Site, data: bytes) -> Answer:
 
 HOST = b"Host: t.example\r\n"
 
-MALFORMED = {
-    "no version": b"GET /\r\n\r\n",
-    "another protocol": b"GET / FTP/1.1\r\n" + HOST + b"\r\n",
-    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
-    "no target": b"GET  HTTP/1.1\r\n" + HOST + b"\r\n",
-    "a space in the target": b"GET /a b HTTP/1.1\r\n" + HOST + b"\r\n",
-    "a relative target": b"GET path HTTP/1.1\r\n" + HOST + b"\r\n",
-    "CONNECT": b"CONNECT t.example:443 HTTP/1.1\r\n" + HOST + b"\r\n",
-    "an absolute target without host": b"GET http:///path HTTP/1.1\r\n" + HOST + b"\r\n",
-    "an absolute target with a user": b"GET http://u:p@t.example/ HTTP/1.1\r\n" + HOST + b"\r\n",
-    "a method with a control character": b"G\x01T / HTTP/1.1\r\n" + HOST + b"\r\n",
-    "no host": b"GET / HTTP/1.1\r\n\r\n",
-    "two hosts": b"GET / HTTP/1.1\r\n" + HOST + b"Host: evil\r\n\r\n",
-    "the same host twice": b"GET / HTTP/1.1\r\n" + HOST + HOST + b"\r\n",
-    "a space before the colon": b"GET / HTTP/1.1\r\n" + HOST + b"A : b\r\n\r\n",
-    "a space before the name": b"GET / HTTP/1.1\r\n A: b\r\n" + HOST + b"\r\n",
-    "no colon": b"GET / HTTP/1.1\r\n" + HOST + b"nothing\r\n\r\n",
-    "no name": b"GET / HTTP/1.1\r\n" + HOST + b": b\r\n\r\n",
-    "line folding": b"GET / HTTP/1.1\r\n" + HOST + b"A: b\r\n c\r\n\r\n",
-    "NUL in a value": b"GET / HTTP/1.1\r\n" + HOST + b"A: \0\r\n\r\n",
-    "CR in a value": b"GET / HTTP/1.1\r\n" + HOST + b"A: a\rb\r\n\r\n",
-    "bare LF after the request line": b"GET / HTTP/1.1\n" + HOST + b"\r\n",
-    "bare LF after a field": b"GET / HTTP/1.1\r\nHost: t.example\nA: b\r\n\r\n",
-    "bare LF at the end": b"GET / HTTP/1.1\r\n" + HOST + b"\n",
-    "bare LFs": b"GET / HTTP/1.1\nHost: t.example\n\n",
-}
-
-
-@pytest.mark.parametrize("name", MALFORMED)
-def test_malformed(site: Site, name: str) -> None:
-    assert refused(site, MALFORMED[name]).status == 400
-
-
-def test_a_later_minor_version_is_read_as_the_one_we_know(site: Site) -> None:
-    """RFC 9110, section 2.5."""
-    with site.client() as client:
-        client.send(b"GET /x HTTP/1.2\r\n" + HOST + b"\r\n")
-        assert client.read_answer().status == 200
-    assert site.one.requests[0].head.startswith(b"GET /x HTTP/1.1\r\n")
-
-
-def test_another_major_version(site: Site) -> None:
-    assert refused(site, b"GET / HTTP/2.0\r\n" + HOST + b"\r\n").status == 505
-
-
-FRAMING = {
-    "length and coding": (b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", 400),
-    "coding and length": (b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", 400),
-    "two lengths": (b"Content-Length: 5\r\nContent-Length: 6\r\n", 400),
-    "the same length twice": (b"Content-Length: 5\r\nContent-Length: 5\r\n", 400),
-    "a list of lengths": (b"Content-Length: 5, 5\r\n", 400),
-    "a signed length": (b"Content-Length: +5\r\n", 400),
-    "a negative length": (b"Content-Length: -5\r\n", 400),
-    "a length with words": (b"Content-Length: 5 bytes\r\n", 400),
-    "an empty length": (b"Content-Length:\r\n", 400),
-    "a huge length": (b"Content-Length: 99999999999999999999\r\n", 400),
-    "two codings": (b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", 400),
-    "an unknown coding": (b"Transfer-Encoding: gzip\r\n", 400),
-    "a list of codings": (b"Transfer-Encoding: gzip, chunked\r\n", 501),
-    "an obscure coding": (b"Transfer-Encoding: \x0bchunked\r\n", 400),
-    "identity": (b"Transfer-Encoding: identity\r\n", 400),
-}
-
-
-@pytest.mark.parametrize("name", FRAMING)
-def test_framing(site: Site, name: str) -> None:
-    fields, status = FRAMING[name]
-    data = (
-        b"POST / HTTP/1.1\r\n"
-        + HOST
-        + fields
-        + b"\r\n"
-        + b"0\r\n\r\nGET /smuggled HTTP/1.1\r\n"
-        + HOST
-        + b"\r\n"
-    )
-    assert refused(site, data).status == status
-
-
-def test_a_coding_in_http_1_0(site: Site) -> None:
-    data = b"POST / HTTP/1.0\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
-    assert refused(site, data).status == 400
-
-
-@pytest.mark.parametrize("name", ["Content_Length", "Transfer_Encoding", "X_Forwarded_For", "HOST_"])
-def test_names_that_others_read_as_another_are_dropped(site: Site, name: str) -> None:
-    with site.client() as client:
-        assert client.get("/", f"{name}: 5", "X-Stays: 1").status == 200
-    seen = site.one.requests[0]
-    assert name not in seen.names
-    assert seen.values("X-Stays") == ["1"]
-    assert seen.values("X-Forwarded-For") == ["127.0.0.1"]
-
 
 @pytest.mark.parametrize(
     ("data", "status"),
@@ -162,36 +70,6 @@ def test_a_refusal_is_logged(site: Site) -> None:
     assert (found[0]["status"], found[0]["code"]) == (400, "bad_request")
 
 
-BAD_CHUNKS = [
-    b"5\nhello\r\n0\r\n\r\n",
-    b"x\r\n",
-    b"-1\r\n",
-    b"5\r\nhello0\r\n\r\n",
-    b"5;\0\r\nhello\r\n0\r\n\r\n",
-]
-
-
-@pytest.mark.parametrize("when", ["at once", "later"])
-@pytest.mark.parametrize("data", BAD_CHUNKS)
-def test_bad_chunks(site: Site, data: bytes, when: str) -> None:
-    """A backend must never take what there is of the body for the whole."""
-
-    def script(peer: Peer) -> None:
-        if peer.read_head() is not None:
-            peer.backend.may_go_on.release()
-            peer.wait_closed()
-
-    site.serve(script)
-    with site.client() as client:
-        client.send(request("POST", "/", "Transfer-Encoding: chunked") + (data if when == "at once" else b""))
-        if when == "later":
-            assert site.one.may_go_on.acquire(timeout=10)
-            client.send(data)
-        answer = client.read_answer()
-        assert (answer.status, answer.values("Connection")) == (400, ["close"])
-        assert client.at_end()
-
-
 # What is unusual, and right.
 
 
@@ -203,41 +81,6 @@ def test_an_empty_line_before_a_request(site: Site) -> None:
     assert [seen.head[:6] for seen in site.one.requests] == [b"GET /a", b"GET /b"]
 
 
-@pytest.mark.parametrize("target", ["http://t.example/path?q", "HTTP://t.example/path?q"])
-def test_an_absolute_target(site: Site, target: str) -> None:
-    """Its host counts, whatever the Host field says (RFC 9112, section 3.2.2)."""
-    with site.client() as client:
-        client.send(request("GET", target, host="evil.example"))
-        assert client.read_answer().status == 200
-    seen = site.one.requests[0]
-    assert (seen.target, seen.values("Host"), seen.values("X-Forwarded-Host")) == (
-        "/path?q",
-        ["t.example"],
-        ["t.example"],
-    )
-
-
-def test_an_absolute_target_without_path(site: Site) -> None:
-    with site.client() as client:
-        client.send(request("GET", "http://t.example?q"))
-        assert client.read_answer().status == 200
-    assert site.one.requests[0].target == "/?q"
-
-
-def test_options_for_the_server(site: Site) -> None:
-    with site.client() as client:
-        client.send(request("OPTIONS", "*"))
-        assert client.read_answer().status in (200, 404)
-
-
-@pytest.mark.parametrize("method", ["get", "PROPFIND", "M-SEARCH", "X!#$%&'*+-.^_`|~9"])
-def test_any_token_is_a_method(site: Site, method: str) -> None:
-    with site.client() as client:
-        client.send(request(method, "/"))
-        assert client.read_answer().status == 200
-    assert site.one.requests[0].method == method
-
-
 def test_bytes_that_are_no_ascii(site: Site) -> None:
     with site.client() as client:
         client.send("GET /ü\xff HTTP/1.1\r\nHost: t.example\r\nX-A: ü\xff\r\n\r\n".encode("latin-1"))
@@ -245,15 +88,6 @@ def test_bytes_that_are_no_ascii(site: Site) -> None:
     seen = site.one.requests[0]
     assert (seen.target, seen.values("X-A")) == ("/ü\xff", ["ü\xff"])
     assert site.balancer.logged("/ü\xff")["status"] == 200
-
-
-def test_http_1_0_with_its_host_in_the_target(site: Site) -> None:
-    """Backends are spoken to in HTTP/1.1, which asks for a Host."""
-    with site.client() as client:
-        client.send(b"GET http://t.example/x HTTP/1.0\r\n\r\n")
-        assert client.read_answer().status == 200
-        assert client.at_end()
-    assert site.one.requests[0].values("Host") == ["t.example"]
 
 
 def test_http_1_0_does_not_take_a_broken_answer_for_the_whole(site: Site) -> None:

@@ -31,7 +31,7 @@ class Answer:
 
     @property
     def status(self) -> int:
-        return int(self.head.split(b" ", 2)[1])
+        return int(self.head.split(None, 2)[1])
 
     @property
     def lines(self) -> list[str]:

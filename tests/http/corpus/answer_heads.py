@@ -1,0 +1,463 @@
+"""Heads of answers."""
+
+from __future__ import annotations
+
+from tests.http.case import Case, Check, Say, Then, Topic, case
+from tests.http.checks import (
+    answered,
+    bad_gateway,
+    either,
+    gets,
+    gets_some,
+    passed,
+    reads,
+    silent_about,
+    starts,
+)
+from tests.http.corpus.parts import LENIENT, answer, req
+from tests.support.backends import ok
+
+
+def raw(head: bytes, body: bytes = b"ok", then: str = "keep") -> Say:
+    """A head as it is, and a body."""
+    return Say((head + b"\r\n\r\n" + body,), then)
+
+
+def bad_head(
+    name: str, rule: str, rfc: str, head: bytes, why: str = LENIENT, harmless: Check | None = None
+) -> Case:
+    """An answer whose head cannot be read in one way: 502. `harmless`: what would do no harm, either."""
+    right = bad_gateway() if harmless is None else either(bad_gateway(), harmless)
+    return case(
+        f"answer-{name}",
+        rule,
+        rfc,
+        req(),
+        right,
+        ours=bad_gateway(502),
+        reply=raw(head, then="close"),
+        why=why,
+    )
+
+
+HEADS = Topic(
+    "Heads of answers",
+    "Backends are read as strictly as clients: what is not one HTTP head is a 502, and that connection is closed. What "
+    "is right goes on with spelling, order and repetition.",
+    (
+        case(
+            "answer-plain",
+            "Status, reason and fields go on",
+            "9110 15",
+            req(),
+            answered(404),
+            gets("X-A", "1"),
+            starts(b"HTTP/1.1 404 "),
+            reply=answer("X-A: 1", "Content-Length: 2", status="404 Nowhere", body=b"no"),
+            ours=(answered(404), starts(b"HTTP/1.1 404 Nowhere\r\n"), gets("X-A", "1")),
+        ),
+        case(
+            "answer-no-reason",
+            "A reason may be empty",
+            "9112 4",
+            req(),
+            passed(),
+            reply=raw(b"HTTP/1.1 200 \r\nContent-Length: 2"),
+        ),
+        case(
+            "answer-no-reason-space",
+            "Even without its space",
+            "9112 4",
+            req(),
+            either(passed(), bad_gateway()),
+            ours=passed(),
+            reply=raw(b"HTTP/1.1 200\r\nContent-Length: 2"),
+        ),
+        case(
+            "answer-reason-not-ascii",
+            "A reason may hold octets beyond ASCII",
+            "9112 4",
+            req(),
+            either(passed(), bad_gateway()),
+            ours=(passed(), starts(b"HTTP/1.1 200 \xfc\xff\r\n")),
+            reply=raw(b"HTTP/1.1 200 \xfc\xff\r\nContent-Length: 2"),
+        ),
+        case(
+            "answer-unknown-status",
+            "An unknown status goes on",
+            "9110 15",
+            req(),
+            answered(599),
+            reply=answer("Content-Length: 0", status="599 Odd"),
+        ),
+        case(
+            "answer-unknown-2xx",
+            "One that nobody has registered",
+            "9110 15",
+            req(),
+            answered(299),
+            reply=answer("Content-Length: 0", status="299 Odd"),
+        ),
+        bad_head("icy", "Another protocol's name", "9112 4", b"ICY 200 OK\r\nContent-Length: 2"),
+        bad_head(
+            "0.9", "No head at all", "9112 4", b"just text", "nginx takes it for an answer of HTTP/0.9."
+        ),
+        bad_head(
+            "version-2", "Another major version", "9112 4", b"HTTP/2.0 200 OK\r\nContent-Length: 2", LENIENT
+        ),
+        bad_head(
+            "version-long",
+            "A version of two digits",
+            "9112 2.3",
+            b"HTTP/1.10 200 OK\r\nContent-Length: 2",
+        ),
+        bad_head(
+            "version-lower-case",
+            "A name in lower case",
+            "9112 2.3",
+            b"http/1.1 200 OK\r\nContent-Length: 2",
+        ),
+        bad_head(
+            "status-two-digits",
+            "A status of two digits",
+            "9112 4",
+            b"HTTP/1.1 20 OK\r\nContent-Length: 2",
+        ),
+        bad_head(
+            "status-four-digits",
+            "A status of four digits",
+            "9112 4",
+            b"HTTP/1.1 2000 OK\r\nContent-Length: 2",
+        ),
+        bad_head(
+            "status-word",
+            "A status that is no number",
+            "9112 4",
+            b"HTTP/1.1 abc OK\r\nContent-Length: 2",
+        ),
+        bad_head(
+            "status-low", "A status below 100", "9110 15", b"HTTP/1.1 099 Odd\r\nContent-Length: 2", LENIENT
+        ),
+        bad_head(
+            "status-zero", "A status of 000", "9110 15", b"HTTP/1.1 000 Odd\r\nContent-Length: 2", LENIENT
+        ),
+        bad_head(
+            "status-signed",
+            "A status with a sign",
+            "9112 4",
+            b"HTTP/1.1 +20 OK\r\nContent-Length: 2",
+        ),
+        bad_head(
+            "status-glued",
+            "No space behind the status",
+            "9112 4",
+            b"HTTP/1.1 200OK\r\nContent-Length: 2",
+        ),
+        bad_head(
+            "leading-line",
+            "An empty line before the status",
+            "9112 4",
+            b"\r\nHTTP/1.1 200 OK\r\nContent-Length: 2",
+        ),
+        bad_head(
+            "leading-garbage",
+            "Something before the status",
+            "9112 4",
+            b"xHTTP/1.1 200 OK\r\nContent-Length: 2",
+        ),
+        bad_head(
+            "reason-nul",
+            "NUL in a reason",
+            "9112 4",
+            b"HTTP/1.1 200 O\0K\r\nContent-Length: 2",
+            "nginx and HAProxy pass it on.",
+            harmless=silent_about(b"\0"),
+        ),
+        bad_head(
+            "reason-cr",
+            "A bare CR in a reason",
+            "9112 4",
+            b"HTTP/1.1 200 O\rK\r\nContent-Length: 2",
+            LENIENT,
+            harmless=silent_about(b"O\rK"),
+        ),
+        bad_head(
+            "nul",
+            "NUL in a value",
+            "9110 5.5",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-A: b\0c",
+            "NUL ends a string in half of all programs.",
+            harmless=silent_about(b"\0"),
+        ),
+        bad_head(
+            "control",
+            "A control character in a value",
+            "9110 5.5",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-A: b\x08c",
+            "The RFC lets a recipient keep it where it is safe; it is safe nowhere.",
+            harmless=silent_about(b"\x08"),
+        ),
+        bad_head(
+            "bare-cr",
+            "A bare CR in a value",
+            "9112 2.2",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-A: b\rX-Evil: 1",
+            harmless=silent_about(b"b\rX"),
+        ),
+        bad_head(
+            "bare-lf",
+            "A bare LF behind a field",
+            "9112 2.2",
+            b"HTTP/1.1 200 OK\r\nX-A: b\nX-Evil: 1\r\nContent-Length: 2",
+            harmless=gets("X-Evil", "1"),
+        ),
+        case(
+            "answer-all-lf",
+            "A head of bare LFs",
+            "9112 2.2",
+            req(),
+            either(bad_gateway(), passed()),
+            ours=bad_gateway(502),
+            reply=Say((b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok",), "close"),
+        ),
+        case(
+            "answer-folded",
+            "A folded field",
+            "9112 5.2",
+            req(),
+            either(bad_gateway(), gets("X-A", "b c"), gets("X-A", "b   c")),
+            ours=bad_gateway(502),
+            reply=raw(b"HTTP/1.1 200 OK\r\nX-A: b\r\n c\r\nContent-Length: 2", then="close"),
+        ),
+        bad_head(
+            "space-colon",
+            "A space before a colon",
+            "9112 5.1",
+            b"HTTP/1.1 200 OK\r\nX-A : b\r\nContent-Length: 2",
+            "The RFC wants the space removed, or the answer withheld.",
+            harmless=silent_about(b"X-A :"),
+        ),
+        bad_head(
+            "length-space-colon",
+            "A length with a space before its colon",
+            "9112 5.1",
+            b"HTTP/1.1 200 OK\r\nContent-Length : 2",
+            harmless=reads(b"ok"),
+        ),
+        bad_head(
+            "no-colon",
+            "A line without a colon",
+            "9112 5",
+            b"HTTP/1.1 200 OK\r\nnothing\r\nContent-Length: 2",
+            harmless=silent_about(b"nothing"),
+        ),
+        bad_head(
+            "empty-name",
+            "A field without a name",
+            "9112 5",
+            b"HTTP/1.1 200 OK\r\n: b\r\nContent-Length: 2",
+        ),
+        bad_head(
+            "name-control",
+            "A control character in a name",
+            "9110 5.1",
+            b"HTTP/1.1 200 OK\r\nX\x01A: b\r\nContent-Length: 2",
+            harmless=silent_about(b"X\x01A"),
+        ),
+        bad_head(
+            "name-space",
+            "A space in a name",
+            "9110 5.1",
+            b"HTTP/1.1 200 OK\r\nX A: b\r\nContent-Length: 2",
+            harmless=silent_about(b"X A"),
+        ),
+        bad_head(
+            "indented",
+            "A first field that is indented",
+            "9112 5.2",
+            b"HTTP/1.1 200 OK\r\n X-A: b\r\nContent-Length: 2",
+        ),
+        case(
+            "answer-too-long",
+            "A head beyond 64 KiB",
+            "9110 5.4",
+            req(),
+            either(bad_gateway(), answered(200)),
+            ours=bad_gateway(502),
+            reply=Say((answer("X-A: " + "b" * 200_000, "Content-Length: 2", body=b"ok"),), "close"),
+        ),
+        case(
+            "answer-endless",
+            "A head without end",
+            "9110 5.4",
+            req(),
+            bad_gateway(),
+            reply=Say((b"HTTP/1.1 200 OK\r\n" + b"X-A: bbbbbbbbbb\r\n" * 20_000,), "close"),
+        ),
+        case(
+            "answer-many-fields",
+            "90 fields",
+            "9110 5.4",
+            req(),
+            passed(),
+            gets("X-89", "89"),
+            reply=ok(b"ok", *(f"X-{n}: {n}" for n in range(90))),
+        ),
+        case(
+            "answer-long-field",
+            "A field of 8000 octets",
+            "9110 5.4",
+            req(),
+            either(passed(), bad_gateway()),
+            ours=(passed(), gets("X-A", "b" * 8000)),
+            reply=ok(b"ok", "X-A: " + "b" * 8000),
+        ),
+        case(
+            "answer-cookies",
+            "Several Set-Cookie stay apart and in order",
+            "6265 3",
+            req(),
+            passed(),
+            gets("Set-Cookie", "c=1; Path=/", "a=2", "b=3, 4"),
+            reply=ok(b"ok", "Set-Cookie: c=1; Path=/", "Set-Cookie: a=2", "X-A: 1", "Set-Cookie: b=3, 4"),
+        ),
+        case(
+            "answer-order",
+            "Repeated fields stay apart and in order",
+            "9110 5.3",
+            req(),
+            passed(),
+            either(gets("X-A", "1", "3"), gets("X-A", "1, 3"), gets("X-A", "1,3")),
+            ours=(passed(), gets("X-A", "1", "3")),
+            reply=ok(b"ok", "X-A: 1", "X-B: 2", "X-A: 3"),
+        ),
+        case(
+            "answer-empty-value",
+            "An empty value goes on",
+            "9110 5.5",
+            req(),
+            passed(),
+            gets("X-A", ""),
+            reply=ok(b"ok", "X-A:"),
+        ),
+        case(
+            "answer-not-ascii",
+            "Octets beyond ASCII in a value go on",
+            "9110 5.5",
+            req(),
+            passed(),
+            gets("X-A", "\xfc\xff"),
+            reply=ok(b"ok", "X-A: \xfc\xff"),
+        ),
+        case(
+            "answer-date-kept",
+            "A backend's Date is the only one",
+            "9110 6.6.1",
+            req(),
+            passed(),
+            gets("Date", "Mon, 01 Jan 2024 00:00:00 GMT"),
+            reply=ok(b"ok", "Date: Mon, 01 Jan 2024 00:00:00 GMT"),
+            why="nginx writes its own over it.",
+        ),
+        case(
+            "answer-date-added",
+            "An answer without a Date gets one",
+            "9110 6.6.1",
+            req(),
+            passed(),
+            gets_some("Date"),
+            reply=ok(b"ok"),
+            why="Who passes on an answer without a Date must add one; HAProxy does not.",
+        ),
+        case(
+            "answer-server-kept",
+            "A backend's Server is the only one",
+            "9110 10.2.4",
+            req(),
+            passed(),
+            gets("Server", "backend/1"),
+            reply=ok(b"ok", "Server: backend/1"),
+            why="nginx and Envoy put their own name there; a gateway is not the origin.",
+        ),
+        case(
+            "answer-no-server-invented",
+            "None is made up",
+            "9110 10.2.4",
+            req(),
+            passed(),
+            gets("Content-Type"),
+            ours=(passed(), gets("Server"), gets("Content-Type")),
+            reply=ok(b"ok"),
+            why="Caddy makes up a Content-Type from the content.",
+        ),
+        case(
+            "answer-warning",
+            "What a balancer does not know goes on",
+            "9110 5.1",
+            req(),
+            passed(),
+            gets("Warning", '199 - "x"'),
+            gets("Link", "</a>; rel=next"),
+            reply=ok(b"ok", 'Warning: 199 - "x"', "Link: </a>; rel=next"),
+        ),
+        case(
+            "answer-location",
+            "A Location is not rewritten",
+            "9110 10.2.2",
+            req(),
+            answered(302),
+            gets("Location", "http://other.example/a?b#c"),
+            reply=answer("Location: http://other.example/a?b#c", "Content-Length: 0", status="302 Found"),
+        ),
+        case(
+            "answer-head-in-pieces",
+            "A head in pieces",
+            "9112 2.2",
+            req(),
+            passed(),
+            reads(b"ok"),
+            reply=Say(
+                (
+                    b"HTTP/1.",
+                    Then.PAUSE,
+                    b"1 200 OK\r\nContent-Le",
+                    Then.PAUSE,
+                    b"ngth: 2\r\n\r",
+                    Then.PAUSE,
+                    b"\nok",
+                )
+            ),
+        ),
+        case(
+            "answer-1.0",
+            "A backend of HTTP/1.0; the client is answered in 1.1",
+            "9110 2.5",
+            req(),
+            passed(),
+            starts(b"HTTP/1.1 200"),
+            reply=Say((answer("Content-Length: 2", body=b"ok", version="1.0"),), "close"),
+            why="HAProxy answers with the backend's version; a gateway has its own.",
+        ),
+        case(
+            "answer-1.0-keep-alive",
+            "One that keeps its connection",
+            "9112 9.3",
+            req(),
+            passed(),
+            reply=answer("Content-Length: 2", "Connection: keep-alive", body=b"ok", version="1.0"),
+        ),
+        case(
+            "answer-minor-2",
+            "A later minor version is read as 1.1",
+            "9110 2.5",
+            req(),
+            either(passed(), bad_gateway()),
+            ours=(passed(), starts(b"HTTP/1.1 200")),
+            reply=raw(b"HTTP/1.2 200 OK\r\nContent-Length: 2"),
+        ),
+    ),
+    why="Some repair what they read, or pass it on as it is; the client may read it otherwise.",
+)
+
+
+TOPICS = (HEADS,)
