@@ -19,10 +19,10 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format loadtest bench docs clean
+.PHONY: help demo test check format loadtest bench differential docs clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.core ## three backends, the health daemon and the balancer; Ctrl-C ends them
 	@exec $(BIN)/lb demo
@@ -46,8 +46,12 @@ loadtest: $(VENV)/.loadtest ## Locust with 200 users against the whole system
 bench: $(VENV)/.bench $(COMPILED)/.done $(PLAIN)/.done ## side by side with nginx, HAProxy, Envoy and Caddy (needs wrk)
 	@exec $(BIN)/python -m loadtest.bench --python $(COMPILED)/bin/python --plain-python $(PLAIN)/bin/python $(BENCH_ARGS)
 
-docs: $(VENV)/.core ## the pages that are made from the code
+differential: $(VENV)/.dev $(VENV)/.bench ## the HTTP cases against nginx, HAProxy, Envoy and Caddy, too
+	$(BIN)/python -m tests.http.differential --write
+
+docs: $(VENV)/.dev ## the pages that are made from the code and its tests
 	$(BIN)/python -m lb.config_table > docs/settings.md
+	$(BIN)/python -m tests.http.table > docs/http.md.new && mv docs/http.md.new docs/http.md
 
 clean: ## remove all that make has made
 	rm -rf $(VENV) $(COMPILED) $(PLAIN) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis loadtest/out
