@@ -23,8 +23,8 @@ from typing import Any, Protocol
 from greenlet import getcurrent, greenlet
 
 HEAD = 8192
-"""Bytes: the most that is read where a head is due. `recv` makes an object of that size before it knows how
-much there is, and a large one costs more than most heads."""
+"""Bytes: the most that is read at once where a request begins. `recv` makes an object of that size before it
+knows how much there is; from 64 KiB on, freeing one makes the allocator tidy its heap."""
 
 #: The socket below gevent's and below Python's own wrapper: nothing between a call and the kernel.
 RawSocket = _socket.socket

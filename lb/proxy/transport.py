@@ -18,7 +18,7 @@ from requests.adapters import BaseAdapter
 
 from lb.errors import BadResponse, ResponseTimeout, UpstreamClosed
 from lb.proxy.body import BodyReader, client_fault
-from lb.proxy.conn import HEAD, NEVER, Conn, Reactor
+from lb.proxy.conn import NEVER, Conn, Reactor
 from lb.proxy.dial import ThreadConn
 from lb.proxy.fields import ResponseHead, interim_head, may_switch
 from lb.proxy.http1 import UNTIL_CLOSE
@@ -27,6 +27,9 @@ from lb.proxy.upstream import Upstream, went_away
 
 MAX_HEAD = 65536
 """Bytes: the largest response head that is read."""
+
+ANSWER = 32768
+"""Bytes: the most that is read at once where an answer begins; many are here whole then. See `conn.HEAD`."""
 
 EARLY_ANSWER = 1.0
 """Seconds to wait for the answer of a backend that stopped reading the request."""
@@ -103,12 +106,12 @@ class Transport(BaseAdapter):
             if body is None:
                 conn.sendall(request.head)
                 conn.timeout = response_timeout
-                data = conn.recv(HEAD)
+                data = conn.recv(ANSWER)
             else:
                 data, sent = self._send_with_body(request, body, conn)
                 if not data:
                     conn.timeout = response_timeout
-                    data = conn.recv(HEAD)
+                    data = conn.recv(ANSWER)
             if not data:
                 raise UpstreamClosed(f"{request.upstream.url}: closed without an answer")
             try:
@@ -125,7 +128,7 @@ class Transport(BaseAdapter):
             keep = head.keep and (body is None or sent)
             if end + head.length == len(data) and head.length >= 0:
                 response = ProxyResponse(status, reason, head, fields, request, data[end:])
-                if keep and len(data) < MAX_HEAD:  # a full buffer: there may be more than belongs to it
+                if keep and len(data) < ANSWER:  # a full buffer: there may be more than belongs to it
                     request.upstream.checkin(conn)
                 else:
                     conn.close()
@@ -166,7 +169,7 @@ class Transport(BaseAdapter):
         except OSError:
             # It refused the rest; its answer may say why (413, 401 …) and is worth more than a 502.
             conn.timeout = EARLY_ANSWER
-            data = conn.recv(HEAD)
+            data = conn.recv(ANSWER)
             if not data:
                 raise
             return data, False
@@ -176,7 +179,7 @@ class Transport(BaseAdapter):
         """Read what a backend says while it is still being sent a body; b"" if only interim answers (1xx)."""
         data = b""
         while True:
-            more = conn.recv(HEAD)
+            more = conn.recv(ANSWER)
             if not more:
                 raise ConnectionResetError(errno.ECONNRESET, "closed within the request")
             data += more
@@ -209,7 +212,7 @@ class Transport(BaseAdapter):
                     raise ValueError(f"the head is larger than {MAX_HEAD} bytes") from None
                 # picohttpparser takes up the search for the end where the last one stopped.
                 seen = len(data)
-                more = conn.recv(HEAD)
+                more = conn.recv(ANSWER)
                 if not more:
                     raise ValueError("closed within the head") from None
                 data += more

@@ -87,9 +87,11 @@ class Upstream:
             conn.close()
             return
         if isinstance(conn, Conn):
-            if conn.readable():  # the end of the stream, or bytes nobody asked for
-                conn.close()
-                return
+            if conn.readable():
+                if went_away(conn):
+                    conn.close()
+                    return
+                conn.arm()  # something had arrived while nobody waited, and was read without a wait
             conn.idle = conn.close
             conn.deadline = monotonic() + self._idle_timeout
         else:

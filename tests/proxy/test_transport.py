@@ -279,6 +279,27 @@ def test_which_connections_are_kept(way: Way, answer: bytes, kept: bool) -> None
             assert backend.closed.acquire(timeout=5)
 
 
+def test_one_is_kept_whose_answer_came_while_nobody_waited(way: Way) -> None:
+    """It looks as if something waited there still, until one looks."""
+    size, sent = 300_000, threading.Event()
+
+    def script(peer: Peer) -> None:
+        while peer.read_request() is not None:
+            peer.send(answer_of(200, b"x" * size))
+            sent.set()
+
+    with Backend(script) as backend:
+        for _ in range(3):
+            response = way.send(backend.url)
+            assert sent.wait(10)
+            sent.clear()
+            in_greenlet(lambda: gevent.sleep(0))  # the loop notices what has come
+            assert len(in_greenlet(response.raw.read)) == size
+            response.close()
+            assert way.upstream(backend.url).idle == 1
+        assert backend.connections == 1
+
+
 def test_one_with_more_than_its_answer_is_closed(way: Way) -> None:
     """Though what is too much of it has not been read: the body was, to its last byte."""
     size, sent = 300_000, threading.Event()
