@@ -19,7 +19,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format loadtest bench differential docs clean
+.PHONY: help demo test fuzz check format loadtest bench differential docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -29,6 +29,10 @@ demo: $(VENV)/.core ## three backends, the health daemon and the balancer; Ctrl-
 
 test: $(VENV)/.dev ## all tests
 	@exec $(BIN)/pytest -n auto --dist loadgroup $(PYTEST_ARGS)
+
+fuzz: export FUZZ_EXAMPLES ?= 20000
+fuzz: $(VENV)/.dev ## the properties of HTTP with many new messages; at most about a minute each
+	@exec $(BIN)/pytest tests/properties $(PYTEST_ARGS)
 
 check: $(VENV)/.dev $(VENV)/.loadtest ## format, lint, types, then all tests
 	$(BIN)/ruff format --check .
