@@ -174,7 +174,9 @@ class Client(Reply):
             self.close()
             return
         self.conn.idle = self.greenlet = None
-        greenlet(self._refuse, self.conn.reactor.hub).switch(RequestTimeout("the head took too long"))
+        greenlet(self._refuse, self.conn.reactor.hub).switch(
+            RequestTimeout("the head took too long"), self.pending
+        )
 
     def _on_early(self) -> None:
         """Something came while a request is served: the next one, or the end.

@@ -141,7 +141,7 @@ _NEVER_TRAILERS = frozenset(
 def trailer_line(name: bytes, value: bytes) -> bytes:
     """A trailer field as a line if it may go on, else b""."""
     known = NAMES[name]
-    if known.kind != END_TO_END or known.lower in _NEVER_TRAILERS or b"_" in name:
+    if known.kind not in (END_TO_END, DATE) or known.lower in _NEVER_TRAILERS or b"_" in name:
         return b""
     return b"%b: %b\r\n" % (name, value)
 

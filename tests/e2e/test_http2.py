@@ -98,9 +98,9 @@ def test_bodies_both_ways(balancer: Balancer, backend: Backend, client: Client) 
     backend.script = once(ok(content))
     answer = client.get("/down")
     assert (answer.body, answer.values("content-length")) == (content, [str(len(content))])
-    backend.script = once(head_of(200, "Transfer-Encoding: chunked") + chunked(content, b"end"))
+    backend.script = once(head_of(200, "Transfer-Encoding: chunked", "Date: then") + chunked(content, b"end"))
     answer = client.get("/down")
-    assert (answer.body, answer.fields) == (content + b"end", [])
+    assert (answer.body, answer.fields) == (content + b"end", [("date", "then")])
     balancer.idle()
 
 

@@ -7,7 +7,7 @@ import pytest
 from loadtest.bench.binaries import Programs
 from tests.http import differential
 from tests.http.corpus import CASES, WHY
-from tests.http.differential import NAMES, OWN, Result, differences, main, totals, unexplained
+from tests.http.differential import OWN, Result, differences, main, totals, unexplained
 
 RIGHT, WRONG = Result("", "200, kept"), Result("it was passed on", "200, poisoned")
 
@@ -38,11 +38,8 @@ def test_a_difference_without_a_sentence_is_told(monkeypatch: pytest.MonkeyPatch
     assert unexplained(found) == [CASES[1].name]
 
 
-@pytest.mark.slow
+@pytest.mark.peers
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(
-    not all(Programs().find(name) for name in NAMES), reason="the extra `bench` is not installed"
-)
 def test_every_difference_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0, capsys.readouterr().err
     assert f"lb {len(CASES)}, nginx " in capsys.readouterr().out

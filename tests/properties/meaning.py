@@ -42,6 +42,8 @@ def asked(request: Request) -> tuple[bytes, bytes, Fields, bytes]:
     absolute = _ABSOLUTE.fullmatch(target)
     if absolute:
         target = absolute[2] if absolute[2].startswith(b"/") else b"/" + absolute[2]
+        if request.method == b"OPTIONS" and not absolute[2]:
+            target = b"*"  # the whole server (RFC 9112, section 3.2.4)
         rest = tuple(field for field in fields if field[0].lower() != b"host")
         fields = ((b"Host", absolute[1]), *rest)
     kept = tuple(

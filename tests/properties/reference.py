@@ -94,8 +94,8 @@ def members(fields: Fields, name: bytes) -> list[bytes]:
 
 
 def read_request(data: bytes, at: int = 0, *, lax: bool = False) -> tuple[Request, int]:
-    """The request at `at`, and where it ends. `lax`: as a server may find it, after empty lines."""
-    while lax and data.startswith(b"\r\n", at):
+    """The request at `at`, and where it ends. `lax`: as a server may find it, after an empty line."""
+    if lax and data.startswith(b"\r\n", at):
         at += 2
     first, fields, at = _head(data, at)
     found = _REQUEST_LINE.fullmatch(first)

@@ -17,6 +17,7 @@ from gevent import get_hub
 from gevent import socket as green
 
 from lb import app
+from lb.certificates import client_contexts
 from lb.proxy.conn import RawSocket, Reactor
 from lb.server import Server
 from lb.service import Service
@@ -228,7 +229,8 @@ class Rig(Bench):
             pools={"default": PoolConfig(backends=(BackendSpec(self.backend.url),), timeouts=timeouts)},
             log=LogSettings(access=str(self._log)),
         )
-        self.service = Service(self._settings, GreenRuntime(hub), self.reactor, _no_control)
+        contexts = client_contexts(self._settings.pools)
+        self.service = Service(self._settings, GreenRuntime(hub), self.reactor, _no_control, contexts)
         app.install(self.service)
         self.server = Server(
             self.reactor,

@@ -19,7 +19,7 @@ from lb.proxy.fields import ResponseHead
 from lb.proxy.http1 import CHUNKED, UNTIL_CLOSE, ChunkReader, UnsupportedTransferCoding, request_body
 from lb.proxyprotocol import Source
 from lb.proxyprotocol import parse as parse_proxy
-from lb.routing import Destination, Router, decoded, host_name, resolved
+from lb.routing import Destination, Router, decoded, host_name, merged, resolved
 from lb.settings import FieldEdits, Route
 from tests.properties import damage, shapes
 from tests.properties.effort import tried
@@ -270,11 +270,17 @@ routed = st.lists(segments, max_size=5).map(lambda found: "/" + "/".join(found))
 @given(text_paths | routed, st.sampled_from(["t.example", "x", ""]))
 def test_a_path_leads_where_its_shortest_spelling_does(target: str, host: str) -> None:
     path = decoded(target)
-    plain = resolved(path)
-    assert resolved(plain) == plain
+    plain = resolved(merged(path))
+    assert resolved(merged(plain)) == plain
     assert plain.startswith("/")
     assert not {".", ".."} & set(plain.split("/"))
-    found, same = ROUTER.match(host, path), ROUTER.match(host, plain)
+    same = ROUTER.match(host, plain)
+    try:
+        found = ROUTER.match(host, path)
+    except BadRequest:  # with its empty segments it would lead elsewhere
+        assert "//" in path
+        assert ROUTER.match(host, resolved(path)) is not same
+        return
     assert found is same
     assert isinstance(found, Destination)
     if found.prefix:
@@ -285,4 +291,4 @@ def test_a_path_leads_where_its_shortest_spelling_does(target: str, host: str) -
             assert left.endswith("?q=/../a")
             bare = decoded(left.partition("?")[0])
             assert found.prefix + (bare if path != found.prefix else "") == path
-            assert resolved(found.prefix + bare).rstrip("/") == plain.rstrip("/")
+            assert resolved(merged(found.prefix + bare)).rstrip("/") == plain.rstrip("/")
