@@ -15,10 +15,7 @@ from typing import Any, Protocol
 
 from greenlet import greenlet
 from gunicorn_h1c import (
-    InvalidHTTPVersion,
-    InvalidRequestMethod,
     ParseError,
-    parse_request_fast,
 )
 from gunicorn_h1c._parser_fast import IncompleteError
 from gunicorn_h1c._parser_fast import ParseError as FastParseError
@@ -29,12 +26,11 @@ from lb.errors import (
     BadRequest,
     ClientError,
     ClientGone,
-    HeaderTooLarge,
     ProxyError,
     RequestTimeout,
     UnsupportedCoding,
 )
-from lb.limits import Limits
+from lb.limits import LONGEST_KNOWN, Limits
 from lb.proxy.body import BodyReader, client_fault
 from lb.proxy.conn import HEAD, Conn
 from lb.proxy.http1 import UnsupportedTransferCoding, request_body
@@ -85,7 +81,17 @@ class Host(Protocol):
 class Client(Reply):
     """A connection, from accept to close."""
 
-    __slots__ = ("base", "busy_since", "fresh", "greenlet", "host", "idle_since", "pending", "unannounced")
+    __slots__ = (
+        "base",
+        "busy_since",
+        "fresh",
+        "greenlet",
+        "host",
+        "idle_since",
+        "mark",
+        "pending",
+        "unannounced",
+    )
 
     def __init__(self, host: Host, conn: Conn, base: dict[str, Any], unannounced: bool = False) -> None:
         super().__init__(conn)
@@ -101,6 +107,8 @@ class Client(Reply):
         #: Has nothing come from it yet?
         self.fresh = True
         self.idle_since = monotonic()
+        #: The hash of the last head, if it may be remembered.
+        self.mark = 0
         #: When the request began that is served now; 0 between two.
         self.busy_since = 0.0
         #: Does a PROXY protocol header have to come first?
@@ -229,50 +237,34 @@ class Client(Reply):
         seen = len(self.pending)
         limits = self.host.limits
         while True:
-            try:
-                if not limits.usual:
-                    head = limits.parse(data)
-                elif seen:
-                    head = parse_request_fast(data, seen)
-                else:
-                    head = parse_request_fast(data)
-            except IncompleteError:
-                if len(data) > limits.head:
-                    self._refuse(HeaderTooLarge("the head is too large"), data)
-                    return
-                more = self._pending()
-                if not more:
-                    self._await_head(data)
-                    return
-                seen = len(data)
-                data += more
-                continue
-            except _MALFORMED as exc:
-                fault: Exception | None = exc
-                if isinstance(exc, InvalidRequestMethod):
-                    try:
-                        head = limits.parse(data, any_method=True)
-                        fault = None
-                    except _MALFORMED as again:
-                        fault = again
-                if isinstance(fault, InvalidHTTPVersion) and (later := _LATER.match(data)):
-                    first = later.end()
-                    data = b"%b1\r\n%b" % (later[1], data[first:])
+            known = limits.known.get(data)
+            if known is not None:
+                self.version, meaning = known
+                environ = self.base.copy()
+                environ.update(meaning)
+            else:
+                try:
+                    head, data = limits.read(data, seen)
+                except IncompleteError:
+                    more = self._pending()
+                    if not more:
+                        self._await_head(data)
+                        return
+                    seen = len(data)
+                    data += more
                     continue
-                if fault is not None:
-                    self._refuse(limits.refusal(fault, data), data)
+                except ClientError as exc:
+                    self._refuse(exc, data)
                     return
-            if head.consumed > limits.head:
-                self._refuse(HeaderTooLarge("the head is too large"), data)
-                return
-            try:
-                environ = self._environ(head, data)
-            except ClientError as exc:
-                if data.startswith(b"\r\n"):  # an empty line before the request (RFC 9112, section 2.2)
-                    data, seen = data[2:], 0
-                    continue
-                self._refuse(exc, data)
-                return
+                try:
+                    environ = self._environ(head, data)
+                except ClientError as exc:
+                    if data.startswith(b"\r\n"):  # an empty line before the request (RFC 9112, section 2.2)
+                        data, seen = data[2:], 0
+                        continue
+                    self._refuse(exc, data)
+                    return
+                self._learn(data, head.consumed, environ)
             self.busy_since = monotonic()
             rest = self._handle(environ)
             self.busy_since = 0.0
@@ -320,6 +312,15 @@ class Client(Reply):
             environ["wsgi.input"] = _NO_BODY
             environ["lb.rest"] = data[head.consumed :]
         return environ
+
+    def _learn(self, data: bytes, consumed: int, environ: dict[str, Any]) -> None:
+        """Remember what this head means, if it is all there is and the client says it for the second time."""
+        if len(data) != consumed or consumed > LONGEST_KNOWN or environ["lb.body"] is not None:
+            return
+        mark = hash(data)
+        if mark == self.mark:
+            self.host.limits.learn(data, self.version, environ, self.base)
+        self.mark = mark
 
     def _body(self, environ: dict[str, Any], buffered: bytes) -> None:
         try:

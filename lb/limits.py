@@ -1,14 +1,36 @@
-"""How large a request's head may be, and what it means when the parser does not take one."""
+"""Heads of requests: how large they may be, what it means when the parser does not take one, and those that
+are known already.
+"""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from gunicorn_h1c import InvalidHTTPVersion, LimitRequestHeaders, LimitRequestLine, parse_request_fast
+from gunicorn_h1c import (
+    InvalidHTTPVersion,
+    InvalidRequestMethod,
+    LimitRequestHeaders,
+    LimitRequestLine,
+    ParseError,
+    parse_request_fast,
+)
+from gunicorn_h1c._parser_fast import IncompleteError
+from gunicorn_h1c._parser_fast import ParseError as FastParseError
 
 from lb.errors import BadRequest, ClientError, HeaderTooLarge, UriTooLong, VersionNotSupported
 from lb.settings import LimitSettings
+
+LONGEST_KNOWN = 2048
+"""Bytes: the longest head that is remembered."""
+MOST_KNOWN = 512
+"""How many heads are remembered."""
+
+# Later minor versions are to be read as the one that we know (RFC 9110, section 2.5).
+_LATER = re.compile(rb"([^\r\n]* HTTP/1\.)[2-9]\r\n")
+
+# The fast parser has two exceptions of its own beside those that the package exports.
+_MALFORMED = (ParseError, FastParseError)
 
 _VERSION = re.compile(rb"[^\r\n]* HTTP/[0-9]\.[0-9]\r\n")
 
@@ -29,8 +51,52 @@ class Limits:
                 "limit_request_fields": settings.fields,
                 "limit_request_field_size": settings.field_size,
             }
-        #: Are they those that the parser has anyway? Options cost every request.
-        self.usual = not self._options
+        #: What heads mean that a client has said more than once: minor version, and the environ's own part.
+        self.known: dict[bytes, tuple[int, dict[str, Any]]] = {}
+
+    def learn(self, head: bytes, minor: int, environ: dict[str, Any], base: dict[str, Any]) -> None:
+        """Remember what `head` has made of `base`. Clients that poll say the same again and again."""
+        if len(self.known) >= MOST_KNOWN:
+            self.known.clear()
+        meaning = {key: value for key, value in environ.items() if key not in base or base[key] is not value}
+        self.known[head] = (minor, meaning)
+
+    def read(self, data: bytes, seen: int) -> tuple[Any, bytes]:
+        """The parsed head at the beginning of `data`, of which `seen` bytes were looked at before, and
+        `data`, where a later minor version reads as the one that we know.
+
+        Raises IncompleteError while there is no whole head, and ClientError when there will be none.
+        """
+        while True:
+            try:
+                if self._options:
+                    head = self.parse(data)
+                elif seen:
+                    head = parse_request_fast(data, seen)
+                else:
+                    head = parse_request_fast(data)
+            except IncompleteError:
+                if len(data) > self.head:
+                    raise HeaderTooLarge("the head is too large") from None
+                raise
+            except _MALFORMED as exc:
+                fault: Exception = exc
+                if isinstance(exc, InvalidRequestMethod):
+                    try:
+                        head = self.parse(data, any_method=True)
+                    except _MALFORMED as again:
+                        fault = again
+                    else:
+                        break
+                if isinstance(fault, InvalidHTTPVersion) and (later := _LATER.match(data)):
+                    first = later.end()
+                    data = b"%b1\r\n%b" % (later[1], data[first:])
+                    continue
+                raise self.refusal(fault, data) from None
+            break
+        if head.consumed > self.head:
+            raise HeaderTooLarge("the head is too large")
+        return head, data
 
     def parse(self, data: bytes, any_method: bool = False) -> Any:
         """Parse the head in `data`. Any token is a method (RFC 9110, section 9.1) if `any_method`."""

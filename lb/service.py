@@ -58,7 +58,7 @@ class Service:
         self.router = Router(settings.routes, only)
         self.forwarding = Forwarding(settings.trusted_proxies, settings.forwarded)
         self._prefix = secrets.token_hex(6)
-        self._count = count()
+        self._count = count(1 << 32)  # so that all are of one length
 
     def start(self) -> None:
         """Join the fleet."""
@@ -101,7 +101,7 @@ class Service:
 
     def next_id(self) -> str:
         """A request id, unique over all workers."""
-        return f"{self._prefix}{next(self._count):08x}"
+        return self._prefix + hex(next(self._count))[2:]  # noqa: FURB116 - formatting takes twice as long
 
     def _on_update(self, snapshot: Snapshot) -> None:
         forwarder = self.forwarders.get(snapshot.pool)
