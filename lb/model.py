@@ -74,11 +74,34 @@ class HealthPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     enabled: bool = True
 
 
+class HashPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `consistent-hash` hashes: `key` is "ip", "path", "header:NAME" or "cookie:NAME"; a request without it is
+    hashed by its address. `balance`: a backend may hold that many times its share of all connections before
+    requests go on to the next one on the ring; 0: any number.
+    """
+
+    key: str = "ip"
+    balance: float = 1.25
+
+
+class ReportPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How `resource-based` takes what backends report. Times in seconds.
+
+    A backend reports every `period`; what is older than three periods does not count, and its own weight
+    does. A new backend's reports count after `blackout`.
+    """
+
+    period: float = 5.0
+    blackout: float = 10.0
+
+
 class PoolSettings(msgspec.Struct, frozen=True):
     """What the whole fleet must agree on for one pool; published with the membership."""
 
     algorithm: str = "round-robin"
     health: HealthPolicy = HealthPolicy()
+    hash: HashPolicy = HashPolicy()
+    report: ReportPolicy = ReportPolicy()
 
 
 class Snapshot(msgspec.Struct, frozen=True):
