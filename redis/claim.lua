@@ -2,9 +2,16 @@
 --
 -- KEYS  1 state   2 order   3 the worker's lease
 -- ARGV  1 epoch of the lease   2 number of claims m   3 number of releases k
---       then k pairs: backend id, connections given back
---       then, for each of the LAST claims that must not get certain backends (a retry), their ids
---       joined by "\n"; how many such claims there are follows from the length of ARGV
+--       then k pairs: backend id, connections given back (a number), or that number, the mean and the longest time
+--       to their answers in seconds, with spaces between, where somebody wants to know them
+--       then, for each of the LAST claims that say more, rule \t candidates \t excluded: ids joined by "\n";
+--       how many such claims there are follows from the length of ARGV. The rule is
+--         ""   whoever is next in the order (a retry: not one of the excluded)
+--         "f"  the first candidate with a free slot
+--         "l"  the candidate with the fewest connections over its weight
+--         "t"  the candidate with the least peak EWMA times connections, over its weight
+--         "b" and a number x: the first candidate with fewer than x * weight * (all connections + 1)
+--       When no candidate may take it, it goes to who is next in the order.
 -- Returns { version, one entry per claim: backend id, or nil when no backend may take it }
 --       { -1 } and nothing done when the lease is not at this epoch (reaped, or opened anew)
 --
@@ -12,74 +19,132 @@
 -- steps would take the same one, and a cap would be exceeded. The count in the pool and the one
 -- in the lease change together, so that whoever reaps the lease gives back exactly what it took.
 --
--- Commands in here do not grow with the batch: one ZRANGE, two HMGET, two HSET, one ZADD; ZREM and HDEL
--- only when a cap was reached or a removed backend was given back. A lease keeps fields that
--- reached 0: deleting them would be one more command in every call, and there are at most as many
--- as the pool has backends.
+-- Commands in here do not grow with the batch: one ZRANGE, two HMGET, two HSET, one ZADD; more only when a cap was
+-- reached, a removed backend was given back, no candidate was free, or latencies or reports are asked for. A lease
+-- keeps fields that reached 0: deleting them would be one more command in every call, and there are at
+-- most as many as the pool has backends.
 
 -- @include order
 
+-- Seconds in which the memory of a slow answer fades to 1/e.
+local DECAY = 10
+-- What an answer may cost at most that nobody has seen yet: a newcomer gets one request, not all of them.
+local UNSEEN = 1e6
+
 local state, order, lease = KEYS[1], KEYS[2], KEYS[3]
 local claims, releases = tonumber(ARGV[2]), tonumber(ARGV[3])
-local first_exclusion = 4 + 2 * releases
-local plain = claims - (#ARGV - first_exclusion + 1)
+local first_spec = 4 + 2 * releases
+local plain = claims - (#ARGV - first_spec + 1)
 
--- Who may not be taken by which of the last claims, and how many names that can skip.
-local exclusions, names = {}, 0
-for j = first_exclusion, #ARGV do
-  local set = {}
-  for id in string.gmatch(ARGV[j], '[^\n]+') do
-    set[id] = true
-    names = names + 1
-  end
-  exclusions[#exclusions + 1] = set
-end
+-- What is known of backends stands in arrays, each backend by its number, in the order in which it was met.
+local ids, index, total, known = {}, {}, 0, 0
+local inflight, requests, weight, cap, saved, mine, report, latency = {}, {}, {}, {}, {}, {}, {}, {}
+local score, changed, moved, full, slower = {}, {}, {}, {}, {}
 
--- Picks only raise the score of what was picked, so `claims + names` candidates from the low end,
--- and whatever a release moves, contain every pick of this batch.
-local ranked = claims > 0 and call('ZRANGE', order, 0, claims + names - 1, 'WITHSCORES') or {}
-
--- The backends of this batch are numbered: first those given back, then the other candidates.
-local ids, index, give, released = {}, {}, {}, 0
-local fields, own = { '_v', '_a', '_q', '_f', '_l' }, { '_' }
-for j = 4, first_exclusion - 1, 2 do
-  local id = ARGV[j]
-  local n = index[id]
-  if n then
-    give[n] = give[n] + tonumber(ARGV[j + 1])
-  else
-    released = released + 1
-    ids[released], fields[released + 5], own[released + 1] = id, id, id
-    index[id], give[released] = released, tonumber(ARGV[j + 1])
-  end
-end
-local total, queue, queued, score = released, {}, #ranked / 2, {}
-for j = 1, queued do
-  local id = ranked[2 * j - 1]
+local function number(id)
   local n = index[id]
   if not n then
     n = total + 1
-    ids[n], fields[n + 5], own[n + 1] = id, id, id
-    total = n
+    total, ids[n], index[id] = n, id, n
   end
-  queue[j], score[n] = n, tonumber(ranked[2 * j])
+  return n
 end
 
-local held = many('HMGET', lease, own)
-if held[1] ~= ARGV[1] then return { -1 } end
-local seen = many('HMGET', state, fields)
-local least, weighted = rules(seen[2])
-local turns, floor, last = tonumber(seen[3]) or 0, tonumber(seen[4]) or 0, seen[5] or ''
-
-local inflight, requests, weight, cap, saved, mine = {}, {}, {}, {}, {}, {}
-for n = 1, total do
-  local record = seen[n + 5]
-  if record then
-    inflight[n], requests[n], weight[n], cap[n], saved[n] = unpack_record(RECORD, record)
-  else
-    inflight[n], requests[n], weight[n], cap[n], saved[n] = 0, 0, GONE, 0, NEVER
+-- The claims that say more: who may not be taken, how many names that can skip, and by which rule whom to take.
+local excluded, rule, candidates, names, ruled, timed = {}, {}, {}, 0, 0, false
+for j = first_spec, #ARGV do
+  local spec = ARGV[j]
+  local kind, wanted, without = string.match(spec, '^([^\t]*)\t([^\t]*)\t(.*)$')
+  local claim = plain + j - first_spec + 1
+  if without ~= '' then
+    local set = {}
+    for id in string.gmatch(without, '[^\n]+') do
+      set[id] = true
+      names = names + 1
+    end
+    excluded[claim] = set
   end
-  mine[n] = tonumber(held[n + 1]) or 0
+  if kind ~= '' then
+    local list = {}
+    for id in string.gmatch(wanted, '[^\n]+') do list[#list + 1] = number(id) end
+    rule[claim], candidates[claim] = kind, list
+    ruled = ruled + 1
+    if kind == 't' then timed = true end
+  end
+end
+
+-- Releases come first: `give` is how many, by number.
+local give, given, took, longest = {}, {}, {}, {}
+for j = 4, first_spec - 1, 2 do
+  local n, text = number(ARGV[j]), ARGV[j + 1]
+  local back = tonumber(text)
+  if not back then
+    local count, mean, most = string.match(text, '^(%d+) (%S+) (%S+)$')
+    back, took[n], longest[n] = tonumber(count), tonumber(mean), tonumber(most)
+    timed = true
+  end
+  if not give[n] then given[#given + 1] = n end
+  give[n] = (give[n] or 0) + back
+end
+
+-- Picks only raise the score of what was picked, so as many candidates from the low end as there are claims and
+-- names, and whatever a release moves, contain every pick of this batch.
+local queue, queued, front = {}, 0, 1
+local function rank(most)
+  local ranked = call('ZRANGE', order, 0, most - 1, 'WITHSCORES')
+  queued = #ranked / 2
+  for j = 1, queued do
+    local n = number(ranked[2 * j - 1])
+    queue[j] = n
+    if not moved[n] then score[n] = tonumber(ranked[2 * j]) end
+  end
+end
+if claims > ruled then rank(claims - ruled + names) end
+
+local seen, version, least, weighted, reported, turns, floor, last, everything, now
+
+-- Reads what is not known yet of the backends that have a number. False: the lease is another one.
+local function read_on()
+  local first, fields, own = known + 1, {}, {}
+  if known == 0 then fields, own = { '_v', '_a', '_q', '_f', '_l', '_t' }, { '_' } end
+  local skip, skip_own = #fields, #own
+  for n = first, total do
+    fields[skip + n - known], own[skip_own + n - known] = ids[n], ids[n]
+  end
+  local held = many('HMGET', lease, own)
+  if known == 0 and held[1] ~= ARGV[1] then return false end
+  seen = many('HMGET', state, fields)
+  if known == 0 then
+    version = tonumber(seen[1]) or 0
+    least, weighted, reported = rules(seen[2])
+    turns, floor, last = tonumber(seen[3]) or 0, tonumber(seen[4]) or 0, seen[5] or ''
+    everything = tonumber(seen[6]) or 0
+    if timed or reported then now = seconds() end
+  end
+  for n = first, total do
+    local record = seen[skip + n - known]
+    if record then
+      inflight[n], requests[n], weight[n], cap[n], saved[n] = unpack_record(RECORD, record)
+    else
+      inflight[n], requests[n], weight[n], cap[n], saved[n] = 0, 0, GONE, 0, NEVER
+    end
+    mine[n] = tonumber(held[skip_own + n - known]) or 0
+  end
+  for prefix, into in pairs({ _e = timed and latency or nil, _s = reported and report or nil }) do
+    local more = {}
+    for n = first, total do more[n - known] = prefix .. ids[n] end
+    local found = many('HMGET', state, more)
+    for n = first, total do into[n] = found[n - known] end
+  end
+  known = total
+  return true
+end
+if not read_on() then return { -1 } end
+
+-- What a pick counts: 1 over the weight that the backend has by now.
+local function step(n)
+  if not weighted then return 1 end
+  return 1 / (reported and weight[n] * share(report[n], now) or weight[n])
 end
 
 -- What is picked or moved by a release stands in a heap beside the queue of candidates: the queue comes
@@ -120,107 +185,202 @@ local function sink(n)
 end
 
 local function drop()
-  local last = heap[size]
+  local bottom = heap[size]
   heap[size] = nil
   size = size - 1
-  if size > 0 then sink(last) end
+  if size > 0 then sink(bottom) end
 end
 
--- Releases. A candidate that is `moved` is not where the queue says any more.
-local changed, moved = {}, {}
-for n = 1, released do
+-- The peak EWMA of a backend's latency as it is now: a peak counts at once and fades (Finagle's PeakEwma).
+local function latency_of(n)
+  if not latency[n] then return 0 end
+  local cost, at = unpack_record(LATENCY, latency[n])
+  return cost * math.exp(-math.max(0, now - at) / DECAY)
+end
+
+local function observe(n)
+  local cost = 0
+  if latency[n] then
+    local before_it, at = unpack_record(LATENCY, latency[n])
+    local keep = math.exp(-math.max(0, now - at) / DECAY)
+    cost = before_it * keep + took[n] * (1 - keep)
+  end
+  latency[n] = pack(LATENCY, math.max(cost, longest[n]), now)
+  slower[n] = true
+end
+
+-- Releases. A backend that is `moved` is not where the queue says any more.
+for j = 1, #given do
+  local n = given[j]
   local back = give[n]
   if back > mine[n] then back = mine[n] end
+  if longest[n] and weight[n] ~= GONE then observe(n) end
   if back > 0 then
     changed[n] = true
     mine[n] = mine[n] - back
     local count = inflight[n]
     local left = count > back and count - back or 0
     inflight[n] = left
+    everything = everything - (count - left)
     if weight[n] > 0 and (cap[n] == 0 or left < cap[n]) then
       if least then
         turns = turns + 1
         score[n] = left / (weighted and weight[n] or 1) + turns * STEP
         moved[n] = true
-        push(n)
       elseif cap[n] > 0 and count >= cap[n] then
         score[n] = entry(state, weighted, weight[n], floor, last, ids[n], saved[n])
         moved[n] = true
-        push(n)
       end
     end
   end
 end
 
--- Claims.
-local answer, front, full = { tonumber(seen[1]) or 0 }, 1, {}
-for claim = 1, claims do
-  local excluded, aside, n, again = exclusions[claim - plain], nil, nil, nil
-  repeat
-    n = queue[front]
-    while n and moved[n] do
-      front = front + 1
-      n = queue[front]
+local function free(n)
+  return weight[n] > 0 and (cap[n] == 0 or inflight[n] < cap[n])
+end
+
+local function count_pick(n)
+  inflight[n], requests[n], mine[n] = inflight[n] + 1, requests[n] + 1, mine[n] + 1
+  everything = everything + 1
+  changed[n] = true
+end
+
+-- The candidate that the rule of a claim takes; nil: none of them is free.
+local function choose(claim)
+  local kind, list, best, lowest = rule[claim], candidates[claim], nil, nil
+  if kind == 'f' then
+    for j = 1, #list do
+      if free(list[j]) then return list[j] end
     end
-    again = size > 0 and (not n or score[heap[1]] < score[n])
-    if again then n = heap[1] end
-    local skip = n and excluded and excluded[ids[n]]
-    if skip then
-      if again then
-        drop()
-      else
-        moved[n] = true
+    return nil
+  end
+  local bound = kind ~= 'l' and kind ~= 't' and tonumber(string.sub(kind, 2))
+  for j = 1, #list do
+    local n = list[j]
+    if free(n) then
+      if bound and inflight[n] < math.ceil(bound * weight[n] * (everything + 1)) then return n end
+      local load = (inflight[n] + 1) / weight[n]
+      if kind == 't' then
+        local cost = latency_of(n)
+        load = load * (cost > 0 and cost or inflight[n] > 0 and UNSEEN or 0)
       end
-      aside = aside or {}
-      aside[#aside + 1] = n
-    end
-  until not skip
-  if n then
-    -- A retry that had to pass others over says nothing about how far the turn has come.
-    if not excluded then
-      floor, last = score[n], ids[n]
-    end
-    local load = inflight[n] + 1
-    inflight[n], requests[n], mine[n] = load, requests[n] + 1, mine[n] + 1
-    if least then
-      turns = turns + 1
-      score[n] = load / (weighted and weight[n] or 1) + turns * STEP
-    elseif weighted then
-      score[n] = score[n] + 1 / weight[n]
-    else
-      score[n] = score[n] + 1
-    end
-    changed[n], moved[n] = true, true
-    if cap[n] > 0 and load >= cap[n] then
-      full[n], saved[n] = true, score[n]
-      if again then drop() end
-    elseif again then
-      arrivals = arrivals + 1
-      arrival[n] = arrivals
-      sink(n)
-    else
-      push(n)
+      if not lowest or load < lowest then best, lowest = n, load end
     end
   end
-  answer[claim + 1] = n and ids[n] or false
-  if aside then
-    for j = 1, #aside do push(aside[j]) end
+  return best
+end
+
+-- Claims with candidates. The order stands as it is, but for loads and for who is full now.
+local answer, late = { version }, 0
+for claim = plain + 1, claims do
+  if rule[claim] then
+    local n = choose(claim)
+    if n then
+      count_pick(n)
+      answer[claim + 1] = ids[n]
+      if least then
+        turns = turns + 1
+        score[n] = inflight[n] / (weighted and weight[n] or 1) + turns * STEP
+        moved[n] = true
+      end
+      if cap[n] > 0 and inflight[n] >= cap[n] then full[n], moved[n] = true, true end
+    else
+      late = late + 1
+      answer[claim + 1] = false
+    end
+  end
+end
+if late > 0 then
+  rank(claims - ruled + late + names)
+  read_on()
+end
+if claims > ruled or late > 0 then
+  for n = 1, total do
+    if moved[n] and not full[n] then push(n) end
+  end
+end
+
+-- Claims that go to who is next.
+for claim = 1, claims do
+  local after_all = rule[claim] and not answer[claim + 1]
+  if after_all or not rule[claim] then
+    local without, aside, n, again = excluded[claim], nil, nil, nil
+    repeat
+      n = queue[front]
+      while n and moved[n] do
+        front = front + 1
+        n = queue[front]
+      end
+      again = size > 0 and (not n or score[heap[1]] < score[n])
+      if again then n = heap[1] end
+      local skip = n and without and without[ids[n]]
+      if skip then
+        if again then
+          drop()
+        else
+          moved[n] = true
+        end
+        aside = aside or {}
+        aside[#aside + 1] = n
+      end
+    until not skip
+    if n then
+      -- A retry that had to pass others over says nothing about how far the turn has come.
+      if not without then
+        floor, last = score[n], ids[n]
+      end
+      count_pick(n)
+      moved[n] = true
+      if least then
+        turns = turns + 1
+        score[n] = inflight[n] / (weighted and weight[n] or 1) + turns * STEP
+      else
+        score[n] = score[n] + step(n)
+      end
+      if cap[n] > 0 and inflight[n] >= cap[n] then
+        full[n], saved[n] = true, score[n]
+        if again then drop() end
+      elseif again then
+        arrivals = arrivals + 1
+        arrival[n] = arrivals
+        sink(n)
+      else
+        push(n)
+      end
+    end
+    answer[claim + 1] = n and ids[n] or false
+    if aside then
+      for j = 1, #aside do push(aside[j]) end
+    end
+  end
+end
+
+-- Who became full by a candidate's claim leaves with the score it stands at, which nobody has read yet.
+if ruled > 0 and not least then
+  local unread = {}
+  for n = 1, total do
+    if full[n] and not score[n] then unread[#unread + 1] = ids[n] end
+  end
+  local scores = many('ZMSCORE', order, unread)
+  for j = 1, #unread do score[index[unread[j]]] = tonumber(scores[j]) end
+  for n = 1, total do
+    if full[n] then saved[n] = score[n] or saved[n] end
   end
 end
 
 -- What changed, in one command per key.
-local sets, leases, adds, leave, gone, free = {}, {}, {}, {}, {}, {}
+local sets, leases, adds, leave, gone, unheld = {}, {}, {}, {}, {}, {}
 for n = 1, total do
   if changed[n] then
     local id = ids[n]
     if weight[n] == GONE and mine[n] == 0 then
-      free[#free + 1] = id
+      unheld[#unheld + 1] = id
     else
       local at = #leases
       leases[at + 1], leases[at + 2] = id, mine[n]
     end
     if weight[n] == GONE and inflight[n] == 0 then
-      gone[#gone + 1] = id
+      for _, prefix in ipairs({ '', '_e', '_s' }) do gone[#gone + 1] = prefix .. id end
     else
       local at = #sets
       sets[at + 1], sets[at + 2] = id, pack(RECORD, inflight[n], requests[n], weight[n], cap[n], saved[n])
@@ -232,26 +392,31 @@ for n = 1, total do
       adds[at + 1], adds[at + 2] = score[n], id
     end
   end
+  if slower[n] then
+    local at = #sets
+    sets[at + 1], sets[at + 2] = '_e' .. ids[n], latency[n]
+  end
 end
 if next(changed) then
   local at = #sets
+  sets[at + 1], sets[at + 2] = '_t', everything
   if least then
-    sets[at + 1], sets[at + 2] = '_q', turns
+    sets[at + 3], sets[at + 4] = '_q', turns
   else
-    sets[at + 1], sets[at + 2], sets[at + 3], sets[at + 4] = '_f', floor, '_l', last
+    sets[at + 3], sets[at + 4], sets[at + 5], sets[at + 6] = '_f', floor, '_l', last
   end
-  many('HSET', state, sets, 2)
-  many('HSET', lease, leases, 2)
-  many('ZADD', order, adds, 2)
-  many('ZREM', order, leave)
-  many('HDEL', state, gone)
-  many('HDEL', lease, free)
 end
+many('HSET', state, sets, 2)
+many('HSET', lease, leases, 2)
+many('ZADD', order, adds, 2)
+many('ZREM', order, leave)
+many('HDEL', state, gone)
+many('HDEL', lease, unheld)
 
 -- Numbers the order anew, keeping its sequence, before ties or deadlines outgrow a double: once in
 -- millions of picks, so that its cost, which is that of all members, does not count.
 if least and turns >= STEPS then
-  ranked = call('ZRANGE', order, 0, -1)
+  local ranked = call('ZRANGE', order, 0, -1)
   seen = many('HMGET', state, ranked)
   adds = {}
   for j = 1, #ranked do
@@ -262,7 +427,8 @@ if least and turns >= STEPS then
   many('ZADD', order, adds, 2)
 elseif weighted and not least and floor >= CYCLES then
   local back = math.floor(floor)
-  ranked, adds, sets = call('ZRANGE', order, 0, -1, 'WITHSCORES'), {}, { '_f', floor - back }
+  local ranked = call('ZRANGE', order, 0, -1, 'WITHSCORES')
+  adds, sets = {}, { '_f', floor - back }
   for j = 1, #ranked, 2 do adds[j], adds[j + 1] = ranked[j + 1] - back, ranked[j] end
   seen = call('HGETALL', state)
   for j = 1, #seen, 2 do

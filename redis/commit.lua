@@ -2,7 +2,7 @@
 --
 -- KEYS  1 state   2 members   3 order   4 the channel of changes
 -- ARGV  1 version the writer has seen, 0 for a pool that does not exist
---       2 settings (JSON), "" to keep them   3 algorithm, "" to keep it   4 message to publish (JSON)
+--       2 settings (JSON), "" to keep them   3 how the order is kept (see order.lua), "" as it is   4 message to publish (JSON)
 --       then any number of changes:
 --       "put", id, record (JSON), available 0|1, weight, max_connections
 --       "del", id
@@ -50,7 +50,7 @@ end
 
 if ARGV[2] ~= '' then call('HSET', state, '_settings', ARGV[2]) end
 if ARGV[3] ~= '' and ARGV[3] ~= call('HGET', state, '_a') then
-  -- Scores of one algorithm mean nothing to another: everybody enters anew, in the order of names.
+  -- Scores of one kind mean nothing to another: everybody enters anew, in the order of names.
   call('HSET', state, '_a', ARGV[3])
   call('HDEL', state, '_f', '_q', '_p', '_l')
   call('DEL', order)

@@ -3,13 +3,15 @@
 -- The order is a sorted set of the backends that may take a request now; the lowest score is next, ties
 -- by name. Fields of the state hash read and written here (no backend's id begins with "_"):
 --
---   _a     algorithm: "...least-connections" scores by load, everything else by turns, and "weighted-..."
---          divides by the weight
+--   _a     how the order is kept: "turns", "weighted-turns", "reported-turns", "load" or "weighted-load"
 --   _f     floor: the score the last pick was made at, the virtual time of a fair queue
 --   _l     whom that pick took, for round robin: how far the turn has come in this round
 --   _q     picks and releases since the order was numbered anew; breaks ties of least-connections
---   _p     how many backends have entered weighted round robin
+--   _p     how many backends have entered an order of weighted turns
+--   _t     connections under way at all backends of the pool
 --   <id>   five doubles, little-endian (see RECORD): one field instead of five halves what a claim costs
+--   _s<id> what the backend has reported (see REPORT), if it has
+--   _e<id> how long it takes to answer (see LATENCY), if somebody measures it
 --
 -- A backend stands in the order exactly when its weight is > 0 and its cap is 0 or above its in-flight.
 
@@ -18,6 +20,11 @@ local call, tonumber, pack, unpack_record = redis.call, tonumber, struct.pack, s
 -- in flight, requests ever, weight (0: takes no new traffic; GONE: not a member any more, but still has
 -- connections), cap of in flight (0: none), the score with which it left the order (NEVER: it has not)
 local RECORD = '<ddddd'
+-- share of its weight that counts, 0.01 to 1; smoothed share; when that was worked out, until when it counts, and
+-- when the first report came
+local REPORT = '<ddddd'
+-- peak EWMA in seconds, and when that was worked out, in seconds since the epoch
+local LATENCY = '<dd'
 local GONE, NEVER = -1, -1
 
 -- Load and tie share a double. With weights up to 1000 two different loads are at least
@@ -32,9 +39,22 @@ local CYCLES = 2 ^ 20
 local CHUNK = 4000
 local GOLDEN = (5 ^ 0.5 - 1) / 2
 
-local function rules(algorithm)
-  local least = algorithm == 'least-connections' or algorithm == 'weighted-least-connections'
-  return least, algorithm == 'weighted-round-robin' or algorithm == 'weighted-least-connections'
+-- Is the order one of loads, are weights looked at, and do reports change them?
+local function rules(kind)
+  local reported = kind == 'reported-turns'
+  return kind == 'load' or kind == 'weighted-load', reported or kind == 'weighted-turns' or kind == 'weighted-load', reported
+end
+
+local function seconds()
+  local now = call('TIME')
+  return now[1] + now[2] / 1000000
+end
+
+-- The share of its weight that a backend has by what it reported, if that is still to be believed.
+local function share(report, now)
+  if not report then return 1 end
+  local counts, _, _, till = unpack_record(REPORT, report)
+  return now < till and counts or 1
 end
 
 -- One command over any number of arguments, in as few calls as the stack allows; `group` is how many

@@ -33,7 +33,7 @@ local function place(state, order, records, old)
     end
     if new then adds[#adds + 1], adds[#adds + 2] = new, id end
     if weight == GONE and inflight == 0 then
-      gone[#gone + 1] = id
+      for _, prefix in ipairs({ '', '_e', '_s' }) do gone[#gone + 1] = prefix .. id end
     else
       sets[#sets + 1], sets[#sets + 2] = id, pack(RECORD, unpack(record))
     end
@@ -66,6 +66,11 @@ local function count(state, order, delta)
   local ids = {}
   for id in pairs(delta) do ids[#ids + 1] = id end
   local records = read(state, ids)
-  for id, record in pairs(records) do record[1] = math.max(0, record[1] + delta[id]) end
+  local more = 0
+  for id, record in pairs(records) do
+    local left = math.max(0, record[1] + delta[id])
+    more, record[1] = more + left - record[1], left
+  end
   place(state, order, records)
+  if more ~= 0 then call('HSET', state, '_t', math.max(0, (tonumber(call('HGET', state, '_t')) or 0) + more)) end
 end

@@ -14,3 +14,16 @@ ALGORITHMS = (
     "weighted-least-connections",
 )
 DEFAULT_ALGORITHM = "round-robin"
+
+
+def algorithm(name: str) -> type:
+    class A:
+        order = {
+            "round-robin": "turns",
+            "weighted-round-robin": "weighted-turns",
+            "least-connections": "load",
+            "weighted-least-connections": "weighted-load",
+            "resource-based": "reported-turns",
+        }[name]
+
+    return A

@@ -123,7 +123,7 @@ class Claims:
         """Take a backend, not one of `exclude`; None when none may take it. `switch` lets `waiter` wait."""
         if not self.shared:
             return self._pick_locally(exclude)
-        self.waiting.append((waiter, "\n".join(exclude)))
+        self.waiting.append((waiter, "\t\t" + "\n".join(exclude) if exclude else ""))
         if not self.queued:
             self._schedule(self)
         pick: Backend | None = switch()
@@ -233,7 +233,7 @@ class Claims:
 
     def _serve_locally(self, waiters: list[tuple[Waiter, str]]) -> None:
         for waiter, exclude in waiters:
-            self._wake(waiter, self._pick_locally(exclude.split("\n") if exclude else ()))
+            self._wake(waiter, self._pick_locally(exclude[2:].split("\n") if exclude else ()))
 
 
 def _has_exclusion(entry: tuple[Waiter, str]) -> bool:

@@ -10,6 +10,7 @@ from typing import cast
 import msgspec
 import redis
 
+from lb.algorithms import algorithm
 from lb.errors import StoreConflict, StoreError
 from lb.model import Admin, Backend, Health, PoolSettings, Snapshot, Source, State
 from lb.state import decide
@@ -143,7 +144,7 @@ class Registry:
         if snapshot.version == 0:
             # Before the pool itself: a name without a pool does no harm, a pool without a name is lost.
             self.client.sadd(POOLS, keys.pool)
-        # A pool that is new has no algorithm, so its settings are written even if they are the default.
+        # A pool that is new has no order, so its settings are written even if they are the default.
         settings = change.settings or (snapshot.settings if snapshot.version == 0 else None)
         version = self.scripts.commit(
             keys,
@@ -155,7 +156,7 @@ class Registry:
             ],
             change.delete,
             settings=b"" if settings is None else msgspec.json.encode(settings),
-            algorithm="" if settings is None else settings.algorithm,
+            order="" if settings is None else algorithm(settings.algorithm).order,
         )
         return decide.applied(snapshot, change, version)
 

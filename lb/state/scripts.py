@@ -60,7 +60,9 @@ class Script(NamedTuple):
 
 
 CLAIM_SOURCE, CLAIM_SHA = Script.load("claim")
-COMMIT, LEASE, BEAT, REAP, HOLD = map(Script.load, ("commit", "lease", "beat", "reap", "hold"))
+COMMIT, LEASE, BEAT, REAP, HOLD, REPORT = map(
+    Script.load, ("commit", "lease", "beat", "reap", "hold", "report")
+)
 
 
 class Put(NamedTuple):
@@ -97,14 +99,14 @@ class Scripts:
         delete: Iterable[str] = (),
         *,
         settings: bytes = b"",
-        algorithm: str = "",
+        order: str = "",
     ) -> int:
         """Write a change over version `expected`; return the new version.
 
-        `settings` and `algorithm` stay as they are when empty. Raises StoreConflict when the pool is at
+        `settings` and `order`, the kind of order that is kept, stay as they are when empty. Raises StoreConflict when the pool is at
         another version.
         """
-        arguments: list[Argument] = [expected, settings, algorithm, message]
+        arguments: list[Argument] = [expected, settings, order, message]
         for one in put:
             arguments += ("put", one.id, one.record, int(one.available), one.weight, one.max_connections)
         for backend in delete:
@@ -141,6 +143,16 @@ class Scripts:
         """
         answer = self._run(REAP, (keys.state, keys.order, keys.workers, keys.lease(worker)), (worker, lease))
         return None if answer < 0 else answer
+
+    def report(
+        self, keys: PoolKeys, backend: str, free: float, lasts: float, fade: float, blackout: float
+    ) -> float | None:
+        """Take a report: `free` is the share of its weight that `backend` can bear, 0.01 to 1. Times in seconds.
+
+        Returns the share smoothed over former reports; None when there is no such backend.
+        """
+        answer = self._run(REPORT, (keys.state, keys.order), (backend, free, lasts, fade, blackout))
+        return None if answer < 0 else answer / 1e6
 
     def hold(self, key: str, owner: str, milliseconds: int) -> bool:
         """Take or renew the lock `key` for `milliseconds`, or (0) let go of it. True if done.

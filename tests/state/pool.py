@@ -8,6 +8,7 @@ from typing import NamedTuple, cast
 
 import redis
 
+from lb.algorithms import algorithm as named
 from lb.state.keys import PoolKeys
 from lb.state.scripts import CLAIM_SHA, CLAIM_SOURCE, Put, Scripts
 
@@ -42,7 +43,13 @@ class Pool:
     ) -> int:
         """Commit on top of whatever version there is."""
         return self.scripts.commit(
-            self.keys, self.version(), b"{}", put, delete, algorithm=algorithm, settings=settings
+            self.keys,
+            self.version(),
+            b"{}",
+            put,
+            delete,
+            order=named(algorithm).order if algorithm else "",
+            settings=settings,
         )
 
     def make(self, algorithm: str, weights: Mapping[str, int] | Iterable[str], cap: int = 0) -> None:
@@ -55,12 +62,15 @@ class Pool:
     def call(
         self,
         claims: int = 0,
-        releases: Mapping[str, int] | Iterable[tuple[str, int]] = (),
+        releases: Mapping[str, int] | Iterable[tuple[str, int | str]] = (),
         exclude: Sequence[Iterable[str]] = (),
         worker: str = "w",
         epoch: str = EPOCH,
+        rules: Sequence[tuple[str, Iterable[str], Iterable[str]]] = (),
     ) -> tuple[int, list[str | None]]:
-        """Call `claim`: version and picks. `exclude`: one set for each of the last claims."""
+        """Call `claim`: version and picks. `exclude`: one set for each of the last claims but those of `rules`,
+        each a rule, candidates and who is excluded. A release may be `(name, "count mean longest")`.
+        """
         pairs = list(releases.items() if isinstance(releases, Mapping) else releases)
         answer = self.client.evalsha(
             CLAIM_SHA,
@@ -68,7 +78,8 @@ class Pool:
             *(self.keys.state, self.keys.order, self.keys.lease(worker)),
             *(epoch, claims, len(pairs)),
             *(part for pair in pairs for part in pair),
-            *("\n".join(names) for names in exclude),
+            *("\t\t" + "\n".join(names) for names in exclude),
+            *(f"{kind}\t" + "\n".join(names) + "\t" + "\n".join(without) for kind, names, without in rules),
         )
         version, *picks = cast("list[int | bytes | None]", answer)
         if version == -1:

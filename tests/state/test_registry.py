@@ -40,7 +40,7 @@ def test_what_is_written_is_read(registry: Registry) -> None:
 
 def test_a_new_pool_has_an_algorithm_even_if_nobody_said_which(registry: Registry, pool: Pool) -> None:
     registry.change("p", decide.add(A))
-    assert pool.client.hget(pool.keys.state, "_a") == b"round-robin"
+    assert pool.client.hget(pool.keys.state, "_a") == b"turns"
     assert registry.load("p").settings == PoolSettings()
 
 

@@ -43,7 +43,7 @@ def test_a_server_that_forgot_the_scripts_is_taught_again(pool: Pool) -> None:
 
 def test_commit_counts_versions_and_refuses_an_old_one(pool: Pool, scripts: Scripts) -> None:
     keys = pool.keys
-    assert scripts.commit(keys, 0, b"{}", [put("a")], algorithm="round-robin") == 1
+    assert scripts.commit(keys, 0, b"{}", [put("a")], order="turns") == 1
     assert scripts.commit(keys, 1, b"{}", [put("b")]) == 2
     for stale in (0, 1, 3):
         with pytest.raises(StoreConflict, match="at version 2, not at"):
@@ -72,12 +72,12 @@ def test_commit_writes_and_removes_members(pool: Pool) -> None:
     members = cast("dict[bytes, bytes]", pool.client.hgetall(pool.keys.members))
     assert members == {b"a": b'{"id":"a"}', b"b": b'{"id":"b"}'}
     assert pool.records()["b"][:4] == (0, 0, 3, 7)
-    assert pool.client.hmget(pool.keys.state, "_settings", "_a") == [b"{1}", b"least-connections"]
+    assert pool.client.hmget(pool.keys.state, "_settings", "_a") == [b"{1}", b"load"]
     pool.commit(delete=["a", "never-there"])
     assert pool.client.hkeys(pool.keys.members) == [b"b"]
     assert set(pool.records()) == set(pool.order()) == {"b"}
     # Settings and algorithm stay when none are given.
-    assert pool.client.hmget(pool.keys.state, "_settings", "_a") == [b"{1}", b"least-connections"]
+    assert pool.client.hmget(pool.keys.state, "_settings", "_a") == [b"{1}", b"load"]
 
 
 def test_a_record_that_the_order_cannot_see_moves_nobody(pool: Pool) -> None:

@@ -1,0 +1,188 @@
+"""`redis/claim.lua`, claims with candidates: the rules, caps, and what is done when none of them is free."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from tests.state.pool import Pool, put
+
+BY_TURNS, BY_LOAD = "round-robin", "weighted-least-connections"
+
+
+def ruled(pool: Pool, kind: str, candidates: str, count: int = 1, excluded: str = "") -> list[str | None]:
+    """`count` claims in one call, all with the same candidates."""
+    return pool.call(count, rules=[(kind, candidates, excluded)] * count)[1]
+
+
+@pytest.mark.parametrize("algorithm", [BY_TURNS, BY_LOAD])
+def test_the_first_that_is_free(pool: Pool, algorithm: str) -> None:
+    pool.make(algorithm, "abcd")
+    assert ruled(pool, "f", "cab", 3) == ["c", "c", "c"]
+    pool.commit([put("c", available=False), put("a", cap=1)])
+    assert ruled(pool, "f", "cab", 3) == ["a", "b", "b"]
+    assert pool.in_flight() == pool.held() == {"a": 1, "b": 2, "c": 3}
+
+
+@pytest.mark.parametrize("algorithm", [BY_TURNS, BY_LOAD])
+def test_without_a_free_candidate_it_goes_to_who_is_next(pool: Pool, algorithm: str) -> None:
+    pool.make(algorithm, "abcd")
+    pool.commit([put("c", cap=1), put("d", available=False)])
+    picks = ruled(pool, "f", "dc", 4)
+    assert picks[0] == "c"
+    assert sorted(filter(None, picks[1:3])) == ["a", "b"]
+    assert picks[3] in ("a", "b")
+    assert ruled(pool, "f", "", 1) != ["c"]
+    assert ruled(pool, "f", ["never-there"]) != [None]  # type: ignore[arg-type]
+    assert ruled(pool, "f", "d", excluded="abc") == [None]
+
+
+@pytest.mark.parametrize("algorithm", [BY_TURNS, BY_LOAD])
+def test_caps_hold_and_who_was_full_comes_back(pool: Pool, algorithm: str) -> None:
+    pool.make(algorithm, "ab", cap=2)
+    assert Counter(ruled(pool, "f", "ab", 5)) == {"a": 2, "b": 2, None: 1}
+    assert pool.order() == {}
+    pool.release("a", "b")
+    assert set(pool.order()) == {"a", "b"}
+    assert ruled(pool, "f", "ba", 3) == ["b", "a", None]
+
+
+def test_by_turns_candidates_take_nobody_elses_turn(pool: Pool) -> None:
+    pool.make(BY_TURNS, "abc")
+    assert pool.claim(2) == ["a", "b"]
+    before = pool.order()
+    ruled(pool, "f", "cba", 5)
+    assert pool.order() == before
+    assert pool.claim(4) == ["c", "a", "b", "c"]
+
+
+def test_a_turn_is_kept_over_a_time_of_being_full(pool: Pool) -> None:
+    pool.make(BY_TURNS, "abc")
+    pool.commit([put("b", cap=1)])
+    assert pool.claim() == ["a"]
+    assert ruled(pool, "f", "b") == ["b"]
+    pool.release("b")
+    assert pool.claim(3) == ["b", "c", "a"]
+
+
+def test_the_fewest_connections_over_weight(pool: Pool) -> None:
+    pool.make(BY_TURNS, {"a": 1, "b": 2, "c": 1})
+    assert ruled(pool, "l", "ab", 6) == ["b", "a", "b", "b", "a", "b"]
+    assert ruled(pool, "l", "ac") == ["c"]
+    pool.release("a", "a")
+    assert ruled(pool, "l", "ba") == ["a"]
+
+
+def test_plain_and_ruled_claims_in_one_call(pool: Pool) -> None:
+    pool.make(BY_LOAD, "abc")
+    picks = pool.call(5, rules=[("l", "ab", ""), ("f", "c", "")])[1]
+    # Those with candidates first, then who is next by the loads that they left.
+    assert picks[3:] == ["a", "c"]
+    assert Counter(picks) == {"a": 2, "b": 2, "c": 1} or Counter(picks) == {"a": 2, "b": 1, "c": 2}
+    assert max(pool.in_flight().values()) == 2
+
+
+def took(pool: Pool, name: str, seconds: float, count: int = 1, longest: float | None = None) -> None:
+    """Claim and give back: `name` took so long to answer."""
+    ruled(pool, "f", name, count)
+    pool.call(0, [(name, f"{count} {seconds} {seconds if longest is None else longest}")])
+
+
+def test_the_least_time(pool: Pool) -> None:
+    pool.make(BY_TURNS, "ab")
+    took(pool, "a", 0.1)
+    took(pool, "b", 0.03)
+    # 0.03 x 1, 0.03 x 2, 0.03 x 3; then 0.1 x 1 is less than 0.03 x 4
+    assert ruled(pool, "t", "ab", 4) == ["b", "b", "b", "a"]
+
+
+def test_a_newcomer_is_tried_with_one_request(pool: Pool) -> None:
+    pool.make(BY_TURNS, "ab")
+    took(pool, "a", 0.1)
+    assert ruled(pool, "t", "ab", 4) == ["b", "a", "a", "a"]
+
+
+def test_a_peak_counts_at_once_and_what_is_better_slowly(pool: Pool) -> None:
+    pool.make(BY_TURNS, "a")
+    took(pool, "a", 0.01)
+    took(pool, "a", 0.02, 10, longest=0.9)
+    assert latency(pool, "a") == pytest.approx(0.9, rel=0.05)
+    took(pool, "a", 0.001)
+    assert latency(pool, "a") == pytest.approx(0.9, rel=0.1)
+
+
+def latency(pool: Pool, name: str) -> float:
+    import struct
+
+    packed: Any = pool.client.hget(pool.keys.state, f"_e{name}")
+    cost, _ = struct.unpack("<dd", packed)
+    return float(cost)
+
+
+def test_latencies_are_forgotten_with_their_backend(pool: Pool) -> None:
+    pool.make(BY_TURNS, "ab")
+    took(pool, "a", 0.1)
+    ruled(pool, "f", "b")
+    took(pool, "b", 0.1)
+    pool.commit(delete=["a", "b"])
+    assert pool.client.hexists(pool.keys.state, "_eb")  # one connection is left
+    pool.call(0, [("b", "1 0.1 0.1")])
+    assert not [name for name in pool.client.hkeys(pool.keys.state) if name.startswith(b"_e")]
+
+
+def test_bounded_load(pool: Pool) -> None:
+    """With factor 1.25 no candidate gets more than 1.25 times its share while another one is below."""
+    names = "abcdefgh"
+    pool.make(BY_TURNS, names)
+    bound = 1.25 / len(names)
+    for _ in range(200):
+        pick = ruled(pool, f"b{bound}", names)[0]
+        assert pick is not None
+        total = sum(pool.in_flight().values())
+        assert max(pool.in_flight().values()) <= math.ceil(bound * total)
+    # The first ones of the list are as full as they may be.
+    assert pool.in_flight()["a"] == math.ceil(bound * 200)
+
+
+def test_bounded_load_follows_weights(pool: Pool) -> None:
+    pool.make(BY_TURNS, {"a": 3, "b": 1})
+    picks = Counter(ruled(pool, f"b{1 / 4}", "ab", 40))
+    assert picks == {"a": 30, "b": 10}
+
+
+def test_when_all_candidates_are_at_their_bound_the_least_loaded_takes_it(pool: Pool) -> None:
+    pool.make(BY_TURNS, "abcd")
+    assert Counter(ruled(pool, "b0", "ab", 10)) == {"a": 5, "b": 5}
+
+
+def test_the_total_follows_leases_and_the_dead(pool: Pool) -> None:
+    def total() -> int:
+        found: Any = pool.client.hget(pool.keys.state, "_t")
+        return int(found or 0)
+
+    pool.make(BY_TURNS, "abc")
+    pool.claim(7)
+    assert total() == 7
+    pool.scripts.lease(pool.keys, "other", "e", {"a": 3, "gone": 1})
+    assert total() == 11
+    pool.scripts.reap(pool.keys, "w", 0)
+    assert total() == 4
+    pool.scripts.close(pool.keys, "other")
+    assert total() == 0
+
+
+def test_commands_do_not_grow_with_the_batch(pool: Pool) -> None:
+    pool.make(BY_TURNS, [f"10.0.0.{n}:80" for n in range(300)])
+
+    def commands(count: int) -> int:
+        pool.client.config_resetstat()
+        pool.call(
+            count, rules=[("l", [f"10.0.0.{2 * n}:80", f"10.0.0.{2 * n + 1}:80"], "") for n in range(count)]
+        )
+        stats: Any = pool.client.info("commandstats")
+        return sum(s["calls"] for name, s in stats.items() if "evalsha" not in name and "config" not in name)
+
+    assert commands(100) == commands(1)
