@@ -1,7 +1,8 @@
 -- Gives connections back, then takes backends for new ones: a whole batch in one step.
 --
--- KEYS  1 state   2 order   3 the worker's lease
--- ARGV  1 epoch of the lease   2 number of claims m   3 number of releases k
+-- KEYS  1 state   2 order   3 the worker's lease   4 a canary's order
+-- ARGV  1 epoch of the lease   2 number of claims m   3 number of releases k   4 "c" if the claims are a canary's,
+--       who has an algorithm of its own for a share of them, else ""
 --       then k pairs: backend id, connections given back (a number), or that number, the mean and the longest time
 --       to their answers in seconds, with spaces between, where somebody wants to know them
 --       then, for each of the LAST claims that say more, rule \t candidates \t excluded: ids joined by "\n";
@@ -31,15 +32,20 @@ local DECAY = 10
 -- What an answer may cost at most that nobody has seen yet: a newcomer gets one request, not all of them.
 local UNSEEN = 1e6
 
-local state, order, lease = KEYS[1], KEYS[2], KEYS[3]
+local state, order, lease, other = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local prefix, other_prefix = '_', '_c'
+-- A canary may have ended since its worker last heard of the pool.
+if ARGV[4] == 'c' and call('HEXISTS', state, '_ca') == 1 then
+  order, other, prefix, other_prefix = other, order, other_prefix, prefix
+end
 local claims, releases = tonumber(ARGV[2]), tonumber(ARGV[3])
-local first_spec = 4 + 2 * releases
+local first_spec = 5 + 2 * releases
 local plain = claims - (#ARGV - first_spec + 1)
 
 -- What is known of backends stands in arrays, each backend by its number, in the order in which it was met.
 local ids, index, total, known = {}, {}, 0, 0
 local inflight, requests, weight, cap, saved, mine, report, latency = {}, {}, {}, {}, {}, {}, {}, {}
-local score, changed, moved, full, slower = {}, {}, {}, {}, {}
+local score, changed, moved, full, filled, slower = {}, {}, {}, {}, {}, {}
 
 local function number(id)
   local n = index[id]
@@ -75,7 +81,7 @@ end
 
 -- Releases come first: `give` is how many, by number.
 local give, given, took, longest = {}, {}, {}, {}
-for j = 4, first_spec - 1, 2 do
+for j = 5, first_spec - 1, 2 do
   local n, text = number(ARGV[j]), ARGV[j + 1]
   local back = tonumber(text)
   if not back then
@@ -101,12 +107,15 @@ local function rank(most)
 end
 if claims > ruled then rank(claims - ruled + names) end
 
-local seen, version, least, weighted, reported, turns, floor, last, everything, now
+local seen, version, least, weighted, reported, turns, floor, last, everything, now, other_kind
 
 -- Reads what is not known yet of the backends that have a number. False: the lease is another one.
 local function read_on()
   local first, fields, own = known + 1, {}, {}
-  if known == 0 then fields, own = { '_v', '_a', '_q', '_f', '_l', '_t' }, { '_' } end
+  if known == 0 then
+    fields = { '_v', prefix .. 'a', prefix .. 'q', prefix .. 'f', prefix .. 'l', '_t', other_prefix .. 'a' }
+    own = { '_' }
+  end
   local skip, skip_own = #fields, #own
   for n = first, total do
     fields[skip + n - known], own[skip_own + n - known] = ids[n], ids[n]
@@ -117,6 +126,7 @@ local function read_on()
   if known == 0 then
     version = tonumber(seen[1]) or 0
     least, weighted, reported = rules(seen[2])
+    other_kind = seen[7]
     turns, floor, last = tonumber(seen[3]) or 0, tonumber(seen[4]) or 0, seen[5] or ''
     everything = tonumber(seen[6]) or 0
     if timed or reported then now = seconds() end
@@ -220,6 +230,7 @@ for j = 1, #given do
     mine[n] = mine[n] - back
     local count = inflight[n]
     local left = count > back and count - back or 0
+    filled[n] = cap[n] > 0 and count >= cap[n]
     inflight[n] = left
     everything = everything - (count - left)
     if weight[n] > 0 and (cap[n] == 0 or left < cap[n]) then
@@ -227,8 +238,8 @@ for j = 1, #given do
         turns = turns + 1
         score[n] = left / (weighted and weight[n] or 1) + turns * STEP
         moved[n] = true
-      elseif cap[n] > 0 and count >= cap[n] then
-        score[n] = entry(state, weighted, weight[n], floor, last, ids[n], saved[n])
+      elseif filled[n] then
+        score[n] = entry(state, prefix, weighted, weight[n], floor, last, ids[n], saved[n])
         moved[n] = true
       end
     end
@@ -368,6 +379,30 @@ if ruled > 0 and not least then
   end
 end
 
+-- The other order follows: loads have changed, and who is full or free again.
+if other_kind and next(changed) then
+  local by_load, per_weight = rules(other_kind)
+  local head = call('HMGET', state, other_prefix .. 'q', other_prefix .. 'f', other_prefix .. 'l')
+  local steps, from, whom, puts, goes = tonumber(head[1]) or 0, tonumber(head[2]) or 0, head[3] or '', {}, {}
+  for n = 1, total do
+    if changed[n] and weight[n] > 0 then
+      local enters
+      if cap[n] > 0 and inflight[n] >= cap[n] then
+        goes[#goes + 1] = ids[n]
+      elseif by_load then
+        steps = steps + 1
+        enters = inflight[n] / (per_weight and weight[n] or 1) + steps * STEP
+      elseif filled[n] then
+        enters = entry(state, other_prefix, per_weight, weight[n], from, whom, ids[n], NEVER)
+      end
+      if enters then puts[#puts + 1], puts[#puts + 2] = enters, ids[n] end
+    end
+  end
+  if by_load then call('HSET', state, other_prefix .. 'q', steps) end
+  many('ZADD', other, puts, 2)
+  many('ZREM', other, goes)
+end
+
 -- What changed, in one command per key.
 local sets, leases, adds, leave, gone, unheld = {}, {}, {}, {}, {}, {}
 for n = 1, total do
@@ -401,9 +436,9 @@ if next(changed) then
   local at = #sets
   sets[at + 1], sets[at + 2] = '_t', everything
   if least then
-    sets[at + 3], sets[at + 4] = '_q', turns
+    sets[at + 3], sets[at + 4] = prefix .. 'q', turns
   else
-    sets[at + 3], sets[at + 4], sets[at + 5], sets[at + 6] = '_f', floor, '_l', last
+    sets[at + 3], sets[at + 4], sets[at + 5], sets[at + 6] = prefix .. 'f', floor, prefix .. 'l', last
   end
 end
 many('HSET', state, sets, 2)
@@ -423,15 +458,15 @@ if least and turns >= STEPS then
     local load, _, per = unpack_record(RECORD, seen[j])
     adds[2 * j - 1], adds[2 * j] = load / (weighted and per or 1) + j * STEP, ranked[j]
   end
-  call('HSET', state, '_q', #ranked)
+  call('HSET', state, prefix .. 'q', #ranked)
   many('ZADD', order, adds, 2)
 elseif weighted and not least and floor >= CYCLES then
   local back = math.floor(floor)
   local ranked = call('ZRANGE', order, 0, -1, 'WITHSCORES')
-  adds, sets = {}, { '_f', floor - back }
+  adds, sets = {}, { prefix .. 'f', floor - back }
   for j = 1, #ranked, 2 do adds[j], adds[j + 1] = ranked[j + 1] - back, ranked[j] end
   seen = call('HGETALL', state)
-  for j = 1, #seen, 2 do
+  for j = 1, prefix == '_' and #seen or 0, 2 do
     if string.sub(seen[j], 1, 1) ~= '_' then
       local count, ever, per, most, left = unpack_record(RECORD, seen[j + 1])
       if left ~= NEVER then

@@ -1,8 +1,9 @@
 -- Writes a change of a pool, if the pool is still as its writer saw it.
 --
--- KEYS  1 state   2 members   3 order   4 the channel of changes
+-- KEYS  1 state   2 members   3 order   4 the channel of changes   5 a canary's order
 -- ARGV  1 version the writer has seen, 0 for a pool that does not exist
 --       2 settings (JSON), "" to keep them   3 how the order is kept (see order.lua), "" as it is   4 message to publish (JSON)
+--       5 the same for a canary: "" as it is, "-" none
 --       then any number of changes:
 --       "put", id, record (JSON), available 0|1, weight, max_connections
 --       "del", id
@@ -14,11 +15,11 @@
 
 -- @include place
 
-local state, members, order = KEYS[1], KEYS[2], KEYS[3]
+local state, members, orders = KEYS[1], KEYS[2], { KEYS[3], KEYS[5] }
 local version = tonumber(call('HGET', state, '_v')) or 0
 if version ~= (tonumber(ARGV[1]) or 0) then return -1 - version end
 
-local ids, writes, removed, wanted, j = {}, {}, {}, {}, 5
+local ids, writes, removed, wanted, j = {}, {}, {}, {}, 6
 while ARGV[j] do
   local id = ARGV[j + 1]
   ids[#ids + 1] = id
@@ -49,17 +50,20 @@ for id, record in pairs(records) do
 end
 
 if ARGV[2] ~= '' then call('HSET', state, '_settings', ARGV[2]) end
-if ARGV[3] ~= '' and ARGV[3] ~= call('HGET', state, '_a') then
-  -- Scores of one kind mean nothing to another: everybody enters anew, in the order of names.
-  call('HSET', state, '_a', ARGV[3])
-  call('HDEL', state, '_f', '_q', '_p', '_l')
-  call('DEL', order)
-  for id, record in pairs(read(state, call('HKEYS', members))) do
-    records[id] = records[id] or record
-    records[id][5] = NEVER
+for half, prefix in ipairs({ '_', '_c' }) do
+  local kind = ARGV[half == 1 and 3 or 5]
+  if kind ~= '' and kind ~= (call('HGET', state, prefix .. 'a') or '-') then
+    -- Scores of one kind mean nothing to another: everybody enters anew, in the order of names.
+    for _, name in ipairs({ 'a', 'f', 'q', 'p', 'l' }) do call('HDEL', state, prefix .. name) end
+    call('DEL', orders[half])
+    if kind ~= '-' then call('HSET', state, prefix .. 'a', kind) end
+    for id, record in pairs(read(state, call('HKEYS', members))) do
+      records[id] = records[id] or record
+      if half == 1 then records[id][5] = NEVER end
+    end
   end
 end
-place(state, order, records, old)
+place(state, orders, records, old)
 
 version = version + 1
 call('HSET', state, '_v', version)

@@ -1,6 +1,6 @@
 -- Makes a worker's lease hold exactly what the worker says it holds, under a new epoch; or closes it.
 --
--- KEYS  1 state   2 order   3 workers   4 the worker's lease
+-- KEYS  1 state   2 order   3 workers   4 the worker's lease   5 a canary's order
 -- ARGV  1 worker   2 the new epoch, "" to give everything back and close the lease
 --       then pairs: backend id, connections the worker holds
 -- Returns the version of the pool
@@ -28,7 +28,7 @@ end
 for id, difference in pairs(delta) do
   if difference == 0 then delta[id] = nil end
 end
-count(state, order, delta)
+count(state, { order, KEYS[5] }, delta)
 
 call('DEL', lease)
 if epoch == '' then

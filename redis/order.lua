@@ -10,10 +10,12 @@
 --   _p     how many backends have entered an order of weighted turns
 --   _t     connections under way at all backends of the pool
 --   <id>   five doubles, little-endian (see RECORD): one field instead of five halves what a claim costs
+--   _c...  while a second algorithm gets a share of the claims (a canary), its own _a, _f, _l, _q and _p
 --   _s<id> what the backend has reported (see REPORT), if it has
 --   _e<id> how long it takes to answer (see LATENCY), if somebody measures it
 --
--- A backend stands in the order exactly when its weight is > 0 and its cap is 0 or above its in-flight.
+-- A backend stands in the order exactly when its weight is > 0 and its cap is 0 or above its in-flight. That holds
+-- for the order of a canary, too.
 
 local call, tonumber, pack, unpack_record = redis.call, tonumber, struct.pack, struct.unpack
 
@@ -83,7 +85,7 @@ local function comes_after(one, other)
   return #one > #other
 end
 
--- The score with which a backend enters an order of turns. One that was away neither catches up in a
+-- The score with which a backend enters an order of turns; `prefix` is that of the order's fields, "_" or "_c". One that was away neither catches up in a
 -- burst nor gets a second turn for coming back at once.
 --
 -- Round robin goes through the names in every round: whose name has been passed waits for the next one, so
@@ -92,10 +94,10 @@ end
 -- With weights, one that has been there goes on at its own next turn that is not in the past: backends that
 -- return together keep apart. A newcomer gets a fraction of its step that no other has (multiples of
 -- the golden ratio spread most evenly), or equal weights would always take their turns in one burst.
-local function entry(state, weighted, weight, floor, last, id, saved)
+local function entry(state, prefix, weighted, weight, floor, last, id, saved)
   if not weighted then return math.max(saved, comes_after(id, last) and floor or floor + 1) end
   local step = 1 / weight
-  if saved == NEVER then return floor + (call('HINCRBY', state, '_p', 1) * GOLDEN % 1) * step end
+  if saved == NEVER then return floor + (call('HINCRBY', state, prefix .. 'p', 1) * GOLDEN % 1) * step end
   if saved >= floor then return math.min(saved, floor + step) end -- its weight may have grown meanwhile
   return saved + math.ceil((floor - saved) / step) * step
 end

@@ -2,17 +2,14 @@
 
 -- @include order
 
--- Writes records (id -> { in flight, requests, weight, cap, saved score }) and puts their backends where they
--- belong now. `old`: id -> the weight it had, where that may have changed.
-local function place(state, order, records, old)
-  local ids, adds, leave, sets, gone = {}, {}, {}, {}, {}
-  for id in pairs(records) do ids[#ids + 1] = id end
-  if #ids == 0 then return end
-  table.sort(ids) -- pairs() has no order, and newcomers get their place by it
-  local head = call('HMGET', state, '_a', '_f', '_q', '_l')
+-- Puts backends where they belong now in one of the orders, `prefix` "_" or "_c", and notes in their records the
+-- score with which they left the main one. See `place`.
+local function place_in(state, order, prefix, ids, records, old)
+  local head = call('HMGET', state, prefix .. 'a', prefix .. 'f', prefix .. 'q', prefix .. 'l')
+  if not head[1] and prefix ~= '_' then return end
   local least, weighted = rules(head[1])
   local floor, turns = tonumber(head[2]) or 0, tonumber(head[3]) or 0
-  local scores = many('ZMSCORE', order, ids)
+  local scores, adds, leave = many('ZMSCORE', order, ids), {}, {}
   for j = 1, #ids do
     local id, score, new = ids[j], tonumber(scores[j]), nil
     local record = records[id]
@@ -20,29 +17,44 @@ local function place(state, order, records, old)
     if weight <= 0 or (cap > 0 and inflight >= cap) then
       if score then
         leave[#leave + 1] = id
-        record[5] = score
+        if prefix == '_' then record[5] = score end
       end
     elseif least then
       turns = turns + 1
       new = inflight / (weighted and weight or 1) + turns * STEP
     elseif not score then
-      new = entry(state, weighted, weight, floor, head[4] or '', id, record[5])
+      local saved = prefix == '_' and record[5] or NEVER
+      new = entry(state, prefix, weighted, weight, floor, head[4] or '', id, saved)
     elseif weighted and old and (old[id] or 0) > 0 and old[id] ~= weight and score > floor then
       -- What is left of its step shrinks or grows with the weight, so a new weight acts at once.
       new = floor + (score - floor) * old[id] / weight
     end
     if new then adds[#adds + 1], adds[#adds + 2] = new, id end
-    if weight == GONE and inflight == 0 then
+  end
+  if least then call('HSET', state, prefix .. 'q', turns) end
+  many('ZREM', order, leave)
+  many('ZADD', order, adds, 2)
+end
+
+-- Writes records (id -> { in flight, requests, weight, cap, saved score }) and puts their backends where they
+-- belong now. `orders`: the main one and a canary's. `old`: id -> the weight it had, where that may have changed.
+local function place(state, orders, records, old)
+  local ids, sets, gone = {}, {}, {}
+  for id in pairs(records) do ids[#ids + 1] = id end
+  if #ids == 0 then return end
+  table.sort(ids) -- pairs() has no order, and newcomers get their place by it
+  place_in(state, orders[1], '_', ids, records, old)
+  place_in(state, orders[2], '_c', ids, records, old)
+  for j = 1, #ids do
+    local id, record = ids[j], records[ids[j]]
+    if record[3] == GONE and record[1] == 0 then
       for _, prefix in ipairs({ '', '_e', '_s' }) do gone[#gone + 1] = prefix .. id end
     else
       sets[#sets + 1], sets[#sets + 2] = id, pack(RECORD, unpack(record))
     end
   end
-  if least then call('HSET', state, '_q', turns) end
   many('HSET', state, sets, 2)
   many('HDEL', state, gone)
-  many('ZREM', order, leave)
-  many('ZADD', order, adds, 2)
 end
 
 -- The records of backends (id -> record); one that is unknown is GONE with nothing in flight.
@@ -62,7 +74,7 @@ end
 -- Changes the in-flight counts of backends (`delta`: id -> difference), never below zero. A backend that
 -- was removed keeps its count until its last connection is given back: when it returns under the
 -- same name, its count and its cap are right.
-local function count(state, order, delta)
+local function count(state, orders, delta)
   local ids = {}
   for id in pairs(delta) do ids[#ids + 1] = id end
   local records = read(state, ids)
@@ -71,6 +83,6 @@ local function count(state, order, delta)
     local left = math.max(0, record[1] + delta[id])
     more, record[1] = more + left - record[1], left
   end
-  place(state, order, records)
+  place(state, orders, records)
   if more ~= 0 then call('HSET', state, '_t', math.max(0, (tonumber(call('HGET', state, '_t')) or 0) + more)) end
 end

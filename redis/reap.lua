@@ -1,6 +1,6 @@
 -- Gives back what a worker held that has shown no sign of life for longer than its lease.
 --
--- KEYS  1 state   2 order   3 workers   4 the worker's lease
+-- KEYS  1 state   2 order   3 workers   4 the worker's lease   5 a canary's order
 -- ARGV  1 worker   2 length of a lease, seconds
 -- Returns the number of connections given back, or -1 when the worker is alive (nothing done)
 --
@@ -22,7 +22,7 @@ for j = 1, #held, 2 do
     total = total + connections
   end
 end
-count(state, order, delta)
+count(state, { order, KEYS[5] }, delta)
 call('DEL', lease)
 call('ZREM', workers, ARGV[1])
 return total

@@ -1,6 +1,6 @@
 -- Takes what a backend reports of its load: the share of its weight that counts from now on.
 --
--- KEYS  1 state   2 order
+-- KEYS  1 state   2 order   3 a canary's order
 -- ARGV  1 backend   2 the share of it that is free, 0.01 to 1   3 seconds for which a report counts
 --       4 seconds in which the memory of former reports fades to 1/e   5 seconds for which the reports of a backend do
 --       not count that has none, or none any more: what it says while it warms up is not how it will be
@@ -11,10 +11,10 @@
 
 -- @include order
 
-local state, order, id = KEYS[1], KEYS[2], ARGV[1]
+local state, id = KEYS[1], ARGV[1]
 local free, lasts, fade, blackout = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 
-local seen = call('HMGET', state, id, '_s' .. id, '_a', '_f')
+local seen = call('HMGET', state, id, '_s' .. id, '_a', '_f', '_ca', '_cf')
 local weight = seen[1] and select(3, unpack_record(RECORD, seen[1]))
 if not weight or weight == GONE then return -1 end
 
@@ -32,10 +32,12 @@ end
 local counts = now - began < blackout and 1 or smooth
 call('HSET', state, '_s' .. id, pack(REPORT, counts, smooth, now, now + lasts, began))
 
-local score = seen[3] == 'reported-turns' and counts ~= counted and call('ZSCORE', order, id)
-local floor = tonumber(seen[4]) or 0
-if score and tonumber(score) > floor then
-  -- What is left of its step shrinks or grows with the weight, so that the report acts at once.
-  call('ZADD', order, floor + (score - floor) * counted / counts, id)
+for half = 1, 2 do
+  local floor = tonumber(seen[2 * half + 2]) or 0
+  local score = seen[2 * half + 1] == 'reported-turns' and counts ~= counted and call('ZSCORE', KEYS[half + 1], id)
+  if score and tonumber(score) > floor then
+    -- What is left of its step shrinks or grows with the weight, so that the report acts at once.
+    call('ZADD', KEYS[half + 1], floor + (score - floor) * counted / counts, id)
+  end
 end
 return math.floor(smooth * 1000000 + 0.5)

@@ -8,7 +8,8 @@ request falls as load rises. One call at a time is under way; its answer wakes i
 When the store does not answer, `Claims` picks from the last snapshot by itself (`lb.algorithms.local`)
 until the connection is back, then opens its lease anew with what it holds, so that the counts are right.
 
-This module decides and keeps the books; how bytes reach the store is `lb.state.link`'s matter.
+This module decides and keeps the books; how bytes reach the store is `lb.state.link`'s matter. What a claim
+asks for (its candidates, who is excluded) travels as text, see `lb.state.picker`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from lb.algorithms.local import LocalOrder
+from lb.algorithms.base import Request
 from lb.model import Backend, Snapshot
 from lb.state.keys import PoolKeys
+from lb.state.picker import PLAIN, Picker
 from lb.state.scripts import CLAIM_SHA
 
 MAX_BATCH = 128
@@ -68,6 +70,8 @@ class Claims:
         self.picks = 0
         self.local_picks = 0
         self.seen_version = 0
+        #: Answers' times by backend since the last call: their number, sum and largest, in seconds.
+        self._times: dict[str, tuple[int, float, float]] = {}
         self._flying: list[tuple[Waiter, str]] = []
         self._unknown: list[tuple[Waiter, str, bytes]] = []
         self._schedule = schedule
@@ -75,21 +79,32 @@ class Claims:
         self._on_gap = on_gap
         self._wake = wake
         self._head: tuple[str, ...] = ()
+        self._picker = Picker(snapshot, self.held)
         self.update(snapshot)
+
+    @property
+    def asks(self) -> bool:
+        """Does the pool's algorithm look at requests? Then claims come with one."""
+        return self._picker.asks
+
+    @property
+    def timed(self) -> bool:
+        """Does it matter how long answers take? Then releases come with that."""
+        return self._picker.timed
 
     def update(self, snapshot: Snapshot) -> None:
         """Take a newer view of the pool; picks that waited for it go on."""
+        if snapshot is not self._picker.snapshot:
+            self._picker = Picker(snapshot, self.held)
         self.snapshot = snapshot
         self._by_key = {name.encode(): backend for name, backend in snapshot.backends.items()}
-        if not self.shared:
-            self._local = LocalOrder(snapshot, self.held)
         if self._unknown:
             unknown, self._unknown = self._unknown, []
-            for waiter, exclude, key in unknown:
+            for waiter, wish, key in unknown:
                 backend = self._by_key.get(key)
                 if backend is None:  # gone again already: what was claimed is given back, ask anew
                     self.release(key.decode())
-                    self.waiting.append((waiter, exclude))
+                    self.waiting.append((waiter, wish))
                     self._schedule(self)
                 else:
                     self._wake(waiter, backend)
@@ -107,10 +122,11 @@ class Claims:
         self._head = (
             "EVALSHA",
             CLAIM_SHA,
-            "3",
+            "4",
             self.keys.state,
             self.keys.order,
             self.keys.lease(self.worker),
+            self.keys.canary,
             epoch,
         )
         self.ready = True
@@ -119,18 +135,26 @@ class Claims:
 
     # What the request path calls.
 
-    def claim(self, waiter: Waiter, switch: Callable[[], Any], exclude: Sequence[str] = ()) -> Backend | None:
+    def claim(
+        self,
+        waiter: Waiter,
+        switch: Callable[[], Any],
+        exclude: Sequence[str] = (),
+        request: Request | None = None,
+    ) -> Backend | None:
         """Take a backend, not one of `exclude`; None when none may take it. `switch` lets `waiter` wait."""
+        picker = self._picker
+        wish = picker.wish(exclude, request) if exclude or picker.ruled else PLAIN
         if not self.shared:
-            return self._pick_locally(exclude)
-        self.waiting.append((waiter, "\t\t" + "\n".join(exclude) if exclude else ""))
+            return self._pick_locally(wish)
+        self.waiting.append((waiter, wish))
         if not self.queued:
             self._schedule(self)
         pick: Backend | None = switch()
         return pick
 
-    def release(self, name: str) -> None:
-        """Give back what a claim took."""
+    def release(self, name: str, took: float = -1.0) -> None:
+        """Give back what a claim took; `took`: seconds until the answer, below 0 if that says nothing."""
         held = self.held
         count = held.get(name, 0) - 1
         if count > 0:
@@ -140,10 +164,13 @@ class Claims:
         if self.shared:
             released = self.released
             released[name] = released.get(name, 0) + 1
+            if took >= 0.0 and self._picker.timed:
+                number, total, most = self._times.get(name, (0, 0.0, 0.0))
+                self._times[name] = (number + 1, total + took, max(most, took))
             if not self.waiting and self.ready:
                 self._release_soon(self)
         else:
-            self._local.released(name)
+            self._picker.local.released(name)
 
     # What the link calls.
 
@@ -157,18 +184,25 @@ class Claims:
             flying, self.waiting = waiting[:MAX_BATCH], waiting[MAX_BATCH:]
         else:
             flying, self.waiting = waiting, []
-        exclusions: list[str] = []
-        if any(exclude for _, exclude in flying):  # the script wants those at the end
-            flying.sort(key=_has_exclusion)
-            exclusions = [exclude for _, exclude in flying if exclude]
+        wishes: list[str] = []
+        if any(wish for _, wish in flying):  # the script wants those at the end
+            flying.sort(key=_has_wish)
+            wishes = [wish for _, wish in flying if wish]
         command: list[str | int | float | bytes | memoryview] = [*self._head]
         command.append(str(len(flying)))
         command.append(str(len(released)))
+        command.append("")
+        times = self._times
         for name, count in released.items():
             command.append(name)
-            command.append(str(count))
-        command += exclusions
+            if times and (time := times.get(name)) is not None:
+                command.append(f"{count} {time[1] / time[0]:.6f} {time[2]:.6f}")
+            else:
+                command.append(str(count))
+        command += wishes
         self._flying, self.released = flying, {}
+        if times:
+            self._times = {}
         self.calls += 1
         return tuple(command)
 
@@ -188,7 +222,7 @@ class Claims:
             self._on_gap(self)
         held, by_key = self.held, self._by_key
         at = 0
-        for waiter, exclude in flying:
+        for waiter, wish in flying:
             at += 1
             key = answer[at]
             if key is None:
@@ -198,7 +232,7 @@ class Claims:
             if backend is None:
                 name = key.decode()
                 held[name] = held.get(name, 0) + 1
-                self._unknown.append((waiter, exclude, key))
+                self._unknown.append((waiter, wish, key))
                 continue
             name = backend.id
             held[name] = held.get(name, 0) + 1
@@ -207,14 +241,14 @@ class Claims:
     def fail(self) -> None:
         """The store did not answer: serve everybody who waits from the snapshot, and so until `begin`."""
         if self.shared:
-            self._local = LocalOrder(self.snapshot, self.held)
+            self._picker.forget_local()
         self.shared = self.ready = False
         flying, self._flying = self._flying, []
         waiting, self.waiting = self.waiting, []
         unknown, self._unknown = self._unknown, []
-        for waiter, exclude, key in unknown:
+        for waiter, wish, key in unknown:
             self._drop(key.decode())
-            waiting.append((waiter, exclude))
+            waiting.append((waiter, wish))
         self._serve_locally(flying + waiting)
 
     def _drop(self, name: str) -> None:
@@ -224,17 +258,17 @@ class Claims:
         else:
             self.held.pop(name, None)
 
-    def _pick_locally(self, exclude: Sequence[str]) -> Backend | None:
-        backend = self._local.pick(exclude)
+    def _pick_locally(self, wish: str) -> Backend | None:
+        backend = self._picker.pick(wish)
         if backend is not None:
             self.local_picks += 1
             self.held[backend.id] = self.held.get(backend.id, 0) + 1
         return backend
 
     def _serve_locally(self, waiters: list[tuple[Waiter, str]]) -> None:
-        for waiter, exclude in waiters:
-            self._wake(waiter, self._pick_locally(exclude[2:].split("\n") if exclude else ()))
+        for waiter, wish in waiters:
+            self._wake(waiter, self._pick_locally(wish))
 
 
-def _has_exclusion(entry: tuple[Waiter, str]) -> bool:
+def _has_wish(entry: tuple[Waiter, str]) -> bool:
     return bool(entry[1])

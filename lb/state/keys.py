@@ -17,7 +17,7 @@ HEALTH_LEASE = "lb:health"
 class PoolKeys:
     """The keys of one pool. Raises ValueError for a name that is no pool name."""
 
-    __slots__ = ("changes", "members", "order", "pool", "state", "workers")
+    __slots__ = ("canary", "changes", "members", "order", "pool", "state", "workers")
 
     def __init__(self, pool: str) -> None:
         if not POOL_NAME.match(pool):
@@ -30,6 +30,7 @@ class PoolKeys:
         self.members = prefix + "members"
         self.state = prefix + "state"
         self.order = prefix + "order"
+        self.canary = prefix + "canary"
         self.workers = prefix + "workers"
         self.changes = prefix + "changes"
 

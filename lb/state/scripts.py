@@ -100,18 +100,22 @@ class Scripts:
         *,
         settings: bytes = b"",
         order: str = "",
+        canary: str = "",
     ) -> int:
         """Write a change over version `expected`; return the new version.
 
-        `settings` and `order`, the kind of order that is kept, stay as they are when empty. Raises StoreConflict when the pool is at
+        `settings`, `order` and `canary` (the kinds of order that are kept; "-": no canary) stay as they are when
+        empty. Raises StoreConflict when the pool is at
         another version.
         """
-        arguments: list[Argument] = [expected, settings, order, message]
+        arguments: list[Argument] = [expected, settings, order, message, canary]
         for one in put:
             arguments += ("put", one.id, one.record, int(one.available), one.weight, one.max_connections)
         for backend in delete:
             arguments += ("del", backend)
-        answer = self._run(COMMIT, (keys.state, keys.members, keys.order, keys.changes), arguments)
+        answer = self._run(
+            COMMIT, (keys.state, keys.members, keys.order, keys.changes, keys.canary), arguments
+        )
         if answer < 0:
             raise StoreConflict(f"pool {keys.pool} is at version {-1 - answer}, not at {expected}")
         return answer
@@ -122,16 +126,20 @@ class Scripts:
             raise ValueError("an epoch must not be empty")
         pairs = [part for pair in held.items() for part in pair]
         return self._run(
-            LEASE, (keys.state, keys.order, keys.workers, keys.lease(worker)), (worker, epoch, *pairs)
+            LEASE,
+            (keys.state, keys.order, keys.workers, keys.lease(worker), keys.canary),
+            (worker, epoch, *pairs),
         )
 
     def close(self, keys: PoolKeys, worker: str) -> None:
         """Give everything back that `worker` holds, and forget it."""
-        self._run(LEASE, (keys.state, keys.order, keys.workers, keys.lease(worker)), (worker, ""))
+        self._run(
+            LEASE, (keys.state, keys.order, keys.workers, keys.lease(worker), keys.canary), (worker, "")
+        )
 
     def beat(self, keys: PoolKeys, worker: str, epoch: str) -> int:
         """Show a sign of life; return the pool's version. Raises LeaseLost."""
-        answer = self._run(BEAT, (keys.state, keys.workers, keys.lease(worker)), (worker, epoch))
+        answer = self._run(BEAT, (keys.state, keys.workers, keys.lease(worker), keys.canary), (worker, epoch))
         if answer < 0:
             raise LeaseLost(f"the lease of {worker} in pool {keys.pool} is gone")
         return answer
@@ -141,7 +149,9 @@ class Scripts:
 
         Returns the number of connections given back; None when the worker is alive.
         """
-        answer = self._run(REAP, (keys.state, keys.order, keys.workers, keys.lease(worker)), (worker, lease))
+        answer = self._run(
+            REAP, (keys.state, keys.order, keys.workers, keys.lease(worker), keys.canary), (worker, lease)
+        )
         return None if answer < 0 else answer
 
     def report(
@@ -151,7 +161,9 @@ class Scripts:
 
         Returns the share smoothed over former reports; None when there is no such backend.
         """
-        answer = self._run(REPORT, (keys.state, keys.order), (backend, free, lasts, fade, blackout))
+        answer = self._run(
+            REPORT, (keys.state, keys.order, keys.canary), (backend, free, lasts, fade, blackout)
+        )
         return None if answer < 0 else answer / 1e6
 
     def hold(self, key: str, owner: str, milliseconds: int) -> bool:

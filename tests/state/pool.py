@@ -39,7 +39,12 @@ class Pool:
         client.script_load(CLAIM_SOURCE)
 
     def commit(
-        self, put: Iterable[Put] = (), delete: Iterable[str] = (), algorithm: str = "", settings: bytes = b""
+        self,
+        put: Iterable[Put] = (),
+        delete: Iterable[str] = (),
+        algorithm: str = "",
+        settings: bytes = b"",
+        canary: str = "",
     ) -> int:
         """Commit on top of whatever version there is."""
         return self.scripts.commit(
@@ -49,6 +54,7 @@ class Pool:
             put,
             delete,
             order=named(algorithm).order if algorithm else "",
+            canary=canary if canary in ("", "-") else named(canary).order,
             settings=settings,
         )
 
@@ -67,6 +73,7 @@ class Pool:
         worker: str = "w",
         epoch: str = EPOCH,
         rules: Sequence[tuple[str, Iterable[str], Iterable[str]]] = (),
+        canary: bool = False,
     ) -> tuple[int, list[str | None]]:
         """Call `claim`: version and picks. `exclude`: one set for each of the last claims but those of `rules`,
         each a rule, candidates and who is excluded. A release may be `(name, "count mean longest")`.
@@ -74,9 +81,9 @@ class Pool:
         pairs = list(releases.items() if isinstance(releases, Mapping) else releases)
         answer = self.client.evalsha(
             CLAIM_SHA,
-            3,
-            *(self.keys.state, self.keys.order, self.keys.lease(worker)),
-            *(epoch, claims, len(pairs)),
+            4,
+            *(self.keys.state, self.keys.order, self.keys.lease(worker), self.keys.canary),
+            *(epoch, claims, len(pairs), "c" if canary else ""),
             *(part for pair in pairs for part in pair),
             *("\t\t" + "\n".join(names) for names in exclude),
             *(f"{kind}\t" + "\n".join(names) + "\t" + "\n".join(without) for kind, names, without in rules),

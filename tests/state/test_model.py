@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import redis
@@ -57,11 +58,13 @@ class Machine(RuleBasedStateMachine):
         self.pool = Pool(self.client)
         self.algorithm = algorithm
         self.retries = retries
-        self.skipped = 0
+        self.skipped: Counter[bool] = Counter()
+        self.canary = ""
         self.members = {name: Member() for name in ["a", "b", "c", "d:80"][:count]}
         self.workers: dict[str, Worker] = {}
         self.requests: Counter[str] = Counter()
-        self.window: Counter[str] = Counter()
+        #: Picks since the pool was last changed: of the canary (True), and of the others.
+        self.window: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
         self.pool.commit([put(name) for name in self.members], algorithm=algorithm)
 
     # What is true of the pool.
@@ -69,8 +72,12 @@ class Machine(RuleBasedStateMachine):
     def in_flight(self, name: str) -> int:
         return sum(worker.held[name] for worker in self.workers.values() if worker.registered)
 
-    def load(self, name: str) -> float:
-        weighted = self.algorithm.startswith("weighted")
+    def used(self, canary: bool) -> str:
+        """The algorithm that claims of this kind are decided by."""
+        return self.canary if canary and self.canary else self.algorithm
+
+    def load(self, name: str, algorithm: str) -> float:
+        weighted = algorithm.startswith("weighted")
         return self.in_flight(name) / (self.members[name].weight if weighted else 1)
 
     def eligible(self) -> set[str]:
@@ -82,7 +89,8 @@ class Machine(RuleBasedStateMachine):
 
     def fresh(self) -> None:
         """From here on the shares are counted anew: the pool is not what it was."""
-        self.window.clear()
+        for window in self.window.values():
+            window.clear()
 
     # Membership.
 
@@ -113,9 +121,17 @@ class Machine(RuleBasedStateMachine):
     @rule(algorithm=st.sampled_from(ALGORITHMS))
     def switch(self, algorithm: str) -> None:
         if algorithm != self.algorithm:
-            self.skipped = 0  # everybody begins anew
+            self.skipped[False] = 0  # everybody begins anew
         self.algorithm = algorithm
         self.pool.commit(algorithm=algorithm)
+        self.fresh()
+
+    @rule(algorithm=st.sampled_from(("", *ALGORITHMS)))
+    def try_out(self, algorithm: str) -> None:
+        if algorithm != self.canary:
+            self.skipped[True] = 0
+        self.canary = algorithm
+        self.pool.commit(canary=algorithm or "-")
         self.fresh()
 
     # Workers.
@@ -166,9 +182,10 @@ class Machine(RuleBasedStateMachine):
         name=WORKERS,
         plain=st.integers(0, 12),
         exclude=st.lists(st.sets(NAMES, min_size=1, max_size=3), max_size=2),
+        canary=st.booleans(),
         data=st.data(),
     )
-    def call(self, name: str, plain: int, exclude: list[set[str]], data: st.DataObject) -> None:
+    def call(self, name: str, plain: int, exclude: list[set[str]], canary: bool, data: st.DataObject) -> None:
         worker = self.workers.get(name)
         if not worker:
             return
@@ -184,7 +201,9 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises(LostError):
                 self.pool.call(claims, back, exclude, name, worker.lease.epoch)
             return
-        version, picks = self.pool.call(claims, back, exclude, name, worker.lease.epoch)
+        version, picks = self.pool.call(claims, back, exclude, name, worker.lease.epoch, canary=canary)
+        canary = canary and self.canary != ""
+        algorithm = self.used(canary)
         assert version == self.pool.version()
         for backend, count in back.items():
             worker.held[backend] -= min(count, worker.held[backend])
@@ -195,40 +214,43 @@ class Machine(RuleBasedStateMachine):
                 assert not choice
                 continue
             assert pick in choice
-            if self.algorithm.endswith("least-connections"):
-                assert self.load(pick) == min(self.load(each) for each in choice)
+            if algorithm.endswith("least-connections"):
+                assert self.load(pick, algorithm) == min(self.load(each, algorithm) for each in choice)
             worker.held[pick] += 1
             self.requests[pick] += 1
-            self.window[pick] += 1
-            self.skipped += bool(without)
-            self.judge_shares()
+            self.window[canary][pick] += 1
+            self.skipped[canary] += bool(without)
+            self.judge_shares(canary)
 
-    @rule(name=WORKERS, count=st.integers(1, 40))
-    def plenty(self, name: str, count: int) -> None:
+    @rule(name=WORKERS, count=st.integers(1, 40), canary=st.booleans())
+    def plenty(self, name: str, count: int, canary: bool) -> None:
         """Many plain claims at once: what shows unfair shares."""
         worker = self.workers.get(name)
         if worker and worker.registered:
-            _, picks = self.pool.call(count, {}, (), name, worker.lease.epoch)
+            _, picks = self.pool.call(count, {}, (), name, worker.lease.epoch, canary=canary)
+            canary = canary and self.canary != ""
             for pick in filter(None, picks):
                 worker.held[pick] += 1
                 self.requests[pick] += 1
-                self.window[pick] += 1
-                self.judge_shares()
+                self.window[canary][pick] += 1
+                self.judge_shares(canary)
 
-    def judge_shares(self) -> None:
+    def judge_shares(self, canary: bool) -> None:
         """By turns, while the pool stays as it is: nobody is more than a turn ahead or behind."""
         usable = [name for name, member in self.members.items() if member.usable]
-        if self.algorithm.endswith("least-connections") or any(self.members[name].cap for name in usable):
+        algorithm = self.used(canary)
+        if algorithm.endswith("least-connections") or any(self.members[name].cap for name in usable):
             return
-        weighted = self.algorithm.startswith("weighted")
+        weighted = algorithm.startswith("weighted")
         # A turn of weight w takes 1/w of a cycle. Of two backends with weights either may be at its end of a
         # turn. A retry takes a turn out of the order, which is made up for later.
         turn = {name: 1 / (self.members[name].weight if weighted else 1) for name in usable}
         for one in usable:
             for other in usable:
-                ahead = self.window[one] * turn[one] - self.window[other] * turn[other]
-                limit = (turn[one] + turn[other] if weighted else 1) + self.skipped
-                assert ahead <= limit + 1e-9, (one, other, self.window)
+                window = self.window[canary]
+                ahead = window[one] * turn[one] - window[other] * turn[other]
+                limit = (turn[one] + turn[other] if weighted else 1) + self.skipped[canary]
+                assert ahead <= limit + 1e-9, (one, other, window)
 
     # After each step.
 
@@ -252,6 +274,13 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def the_order_has_whom_it_should(self) -> None:
         assert set(self.pool.order()) == self.eligible()
+        wanted = {name.encode() for name in self.eligible()} if self.canary else set()
+        assert set(self.pool.client.zrange(self.pool.keys.canary, 0, -1)) == wanted
+
+    @invariant()
+    def the_total_is_the_sum(self) -> None:
+        total: Any = self.pool.client.hget(self.pool.keys.state, "_t")
+        assert int(total or 0) == sum(record.in_flight for record in self.pool.records().values())
 
     def all_held(self) -> set[str]:
         return {backend for worker in self.workers.values() for backend in worker.held}
@@ -263,7 +292,7 @@ def test_whatever_is_done(client: redis.Redis) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=70,
+            max_examples=80,
             stateful_step_count=35,
             deadline=None,
             database=None,

@@ -1,0 +1,95 @@
+"""What a claim asks the shared state for, by the algorithm of its pool.
+
+A wish is text, as `redis/claim.lua` takes it: a rule, candidates and who is excluded, with tabs between, names
+with line ends between. The empty one asks for whoever is next in the pool's order.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping, Sequence
+
+from lb.algorithms import algorithm
+from lb.algorithms.base import Algorithm, Chance, Request
+from lb.algorithms.local import LocalOrder
+from lb.model import Backend, Snapshot
+
+_LOG = logging.getLogger("lb")
+
+PLAIN = ""
+"""The wish for who is next."""
+
+_CODES = {"first": "f", "least-load": "l", "least-time": "t"}
+
+
+class Picker:
+    """The algorithm of one snapshot of a pool, at work in one worker.
+
+    `held` is the number of connections by backend that this process holds; it is read at each local pick.
+    """
+
+    def __init__(self, snapshot: Snapshot, held: Mapping[str, int], chance: Chance = random.random) -> None:
+        self.snapshot = snapshot
+        self._held = held
+        self._chance = chance
+        self._algorithm: Algorithm = algorithm(snapshot.settings.algorithm)(snapshot)
+        rule = self._algorithm.rule
+        #: Do claims name candidates?
+        self.ruled = rule is not None
+        #: Does the algorithm look at requests?
+        self.asks = self._algorithm.asks
+        #: Does it matter how long answers take?
+        self.timed = rule == "least-time"
+        self._code = _CODES.get(rule or "", "")
+        if rule == "bounded":
+            weights = sum(backend.weight for backend in snapshot.backends.values() if backend.available)
+            self._code = f"b{snapshot.settings.hash.balance / max(weights, 1):.9g}"
+        self._failing = False
+        self._local: LocalOrder | None = None
+
+    def wish(self, exclude: Sequence[str], request: Request | None) -> str:
+        """The wish of a claim that must not get a backend of `exclude`."""
+        without = "\n".join(exclude)
+        if self.ruled:
+            named = [name for name in self._candidates(request) if name not in exclude]
+            if named:
+                return f"{self._code}\t{chr(10).join(named)}\t{without}"
+        return f"\t\t{without}" if exclude else PLAIN
+
+    def _candidates(self, request: Request | None) -> Sequence[str]:
+        try:
+            # Who is no backend of the pool is no name to trust in a command, whoever wrote the algorithm.
+            known = self.snapshot.backends
+            return [name for name in self._algorithm.candidates(request, self._chance) if name in known]
+        except Exception:
+            if not self._failing:
+                self._failing = True
+                _LOG.exception(
+                    "algorithm %s failed: pool %s goes on by turns where it does",
+                    self.snapshot.settings.algorithm,
+                    self.snapshot.pool,
+                )
+            return ()
+
+    # Without the shared state.
+
+    @property
+    def local(self) -> LocalOrder:
+        """The order by which this worker picks alone."""
+        if self._local is None:
+            self._local = LocalOrder(self.snapshot, self._held)
+        return self._local
+
+    def forget_local(self) -> None:
+        """Begin a new local order: what this worker held has changed since."""
+        self._local = None
+
+    def pick(self, wish: str) -> Backend | None:
+        """The backend for `wish` by this worker's own view; None if there is none."""
+        code, candidates, exclude = wish.split("\t") if wish else ("", "", "")
+        return self.local.pick(
+            exclude.split("\n") if exclude else (),
+            candidates.split("\n") if candidates else (),
+            first=code == "f",
+        )
