@@ -95,6 +95,13 @@ class ReportPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     blackout: float = 10.0
 
 
+class Canary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A second algorithm that is tried out: `share` of the picks (0 to 1) are its."""
+
+    algorithm: str
+    share: float
+
+
 class PoolSettings(msgspec.Struct, frozen=True):
     """What the whole fleet must agree on for one pool; published with the membership."""
 
@@ -102,6 +109,7 @@ class PoolSettings(msgspec.Struct, frozen=True):
     health: HealthPolicy = HealthPolicy()
     hash: HashPolicy = HashPolicy()
     report: ReportPolicy = ReportPolicy()
+    canary: Canary | None = None
 
 
 class Snapshot(msgspec.Struct, frozen=True):

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from lb.algorithms.base import Request
 from lb.model import Backend, Snapshot
 from lb.state.keys import PoolKeys
-from lb.state.picker import PLAIN, Picker
+from lb.state.picker import CANARY, PLAIN, Picker
 from lb.state.scripts import CLAIM_SHA
 
 MAX_BATCH = 128
@@ -79,23 +79,18 @@ class Claims:
         self._on_gap = on_gap
         self._wake = wake
         self._head: tuple[str, ...] = ()
-        self._picker = Picker(snapshot, self.held)
+        self._picker = Picker(snapshot.settings.algorithm, snapshot, self.held)
+        self._canary: Picker | None = None
+        self._canary_share = self._canary_due = 0.0
+        #: Does an algorithm of the pool look at requests? Then claims come with one.
+        self.asks = False
+        #: Does it matter how long answers take, and what became of them? Then releases come with that.
+        self.timed = False
         self.update(snapshot)
-
-    @property
-    def asks(self) -> bool:
-        """Does the pool's algorithm look at requests? Then claims come with one."""
-        return self._picker.asks
-
-    @property
-    def timed(self) -> bool:
-        """Does it matter how long answers take? Then releases come with that."""
-        return self._picker.timed
 
     def update(self, snapshot: Snapshot) -> None:
         """Take a newer view of the pool; picks that waited for it go on."""
-        if snapshot is not self._picker.snapshot:
-            self._picker = Picker(snapshot, self.held)
+        self._choose(snapshot)
         self.snapshot = snapshot
         self._by_key = {name.encode(): backend for name, backend in snapshot.backends.items()}
         if self._unknown:
@@ -108,6 +103,29 @@ class Claims:
                     self._schedule(self)
                 else:
                     self._wake(waiter, backend)
+
+    def _choose(self, snapshot: Snapshot) -> None:
+        """Set up the algorithms of a snapshot."""
+        settings = snapshot.settings
+        if snapshot is not self._picker.snapshot:
+            self._picker = Picker(settings.algorithm, snapshot, self.held)
+        self._canary = None
+        if settings.canary is not None:
+            self._canary = Picker(settings.canary.algorithm, snapshot, self.held)
+            self._canary_share = settings.canary.share
+        pickers = [self._picker] if self._canary is None else [self._picker, self._canary]
+        self.asks = any(picker.asks for picker in pickers)
+        self.timed = self._canary is not None or self._picker.timed
+
+    def canary_is_next(self) -> bool:
+        """Is the next claim the canary's? Every n-th is, so that the share is met exactly."""
+        if self._canary is None:
+            return False
+        self._canary_due += self._canary_share
+        if self._canary_due < 1.0:
+            return False
+        self._canary_due -= 1.0
+        return True
 
     def prepare(self) -> dict[str, int]:
         """The store is back: what a new lease must hold. Claims wait from here until `begin` or `fail`."""
@@ -141,10 +159,14 @@ class Claims:
         switch: Callable[[], Any],
         exclude: Sequence[str] = (),
         request: Request | None = None,
+        canary: bool = False,
     ) -> Backend | None:
         """Take a backend, not one of `exclude`; None when none may take it. `switch` lets `waiter` wait."""
         picker = self._picker
-        wish = picker.wish(exclude, request) if exclude or picker.ruled else PLAIN
+        if canary and self._canary is not None:
+            wish = CANARY + self._canary.wish(exclude, request)
+        else:
+            wish = picker.wish(exclude, request) if exclude or picker.ruled else PLAIN
         if not self.shared:
             return self._pick_locally(wish)
         self.waiting.append((waiter, wish))
@@ -164,7 +186,7 @@ class Claims:
         if self.shared:
             released = self.released
             released[name] = released.get(name, 0) + 1
-            if took >= 0.0 and self._picker.timed:
+            if took >= 0.0 and self.timed:
                 number, total, most = self._times.get(name, (0, 0.0, 0.0))
                 self._times[name] = (number + 1, total + took, max(most, took))
             if not self.waiting and self.ready:
@@ -184,14 +206,16 @@ class Claims:
             flying, self.waiting = waiting[:MAX_BATCH], waiting[MAX_BATCH:]
         else:
             flying, self.waiting = waiting, []
-        wishes: list[str] = []
-        if any(wish for _, wish in flying):  # the script wants those at the end
-            flying.sort(key=_has_wish)
-            wishes = [wish for _, wish in flying if wish]
+        half, wishes = "", []
+        if any(wish for _, wish in flying):
+            if any(wish.startswith(CANARY) for _, wish in flying):
+                half, flying = self._one_half(flying)
+            flying.sort(key=_has_wish)  # the script wants those that say more at the end
+            wishes = [wish.removeprefix(CANARY) for _, wish in flying if _has_wish((_, wish))]
         command: list[str | int | float | bytes | memoryview] = [*self._head]
         command.append(str(len(flying)))
         command.append(str(len(released)))
-        command.append("")
+        command.append(half)
         times = self._times
         for name, count in released.items():
             command.append(name)
@@ -205,6 +229,13 @@ class Claims:
             self._times = {}
         self.calls += 1
         return tuple(command)
+
+    def _one_half(self, flying: list[tuple[Waiter, str]]) -> tuple[str, list[tuple[Waiter, str]]]:
+        """Of claims of both algorithms those that one call can serve; the others wait for the next one."""
+        canary = flying[0][1].startswith(CANARY)
+        others = [entry for entry in flying if entry[1].startswith(CANARY) is not canary]
+        self.waiting = others + self.waiting
+        return "c" if canary else "", [e for e in flying if e[1].startswith(CANARY) is canary]
 
     def settle(self, answer: list[Any]) -> None:
         """The store's answer to the last batch: wake who waits. Switches to other greenlets."""
@@ -259,7 +290,7 @@ class Claims:
             self.held.pop(name, None)
 
     def _pick_locally(self, wish: str) -> Backend | None:
-        backend = self._picker.pick(wish)
+        backend = self._picker.pick(wish.removeprefix(CANARY))
         if backend is not None:
             self.local_picks += 1
             self.held[backend.id] = self.held.get(backend.id, 0) + 1
@@ -271,4 +302,4 @@ class Claims:
 
 
 def _has_wish(entry: tuple[Waiter, str]) -> bool:
-    return bool(entry[1])
+    return entry[1] not in (PLAIN, CANARY)

@@ -20,20 +20,26 @@ _LOG = logging.getLogger("lb")
 PLAIN = ""
 """The wish for who is next."""
 
+CANARY = "\x01"
+"""What the wish of a canary's claim begins with, until it is sent."""
+
 _CODES = {"first": "f", "least-load": "l", "least-time": "t"}
 
 
 class Picker:
-    """The algorithm of one snapshot of a pool, at work in one worker.
+    """An algorithm at work on one snapshot of a pool, in one worker.
 
     `held` is the number of connections by backend that this process holds; it is read at each local pick.
     """
 
-    def __init__(self, snapshot: Snapshot, held: Mapping[str, int], chance: Chance = random.random) -> None:
+    def __init__(
+        self, name: str, snapshot: Snapshot, held: Mapping[str, int], chance: Chance = random.random
+    ) -> None:
+        self.name = name
         self.snapshot = snapshot
         self._held = held
         self._chance = chance
-        self._algorithm: Algorithm = algorithm(snapshot.settings.algorithm)(snapshot)
+        self._algorithm: Algorithm = algorithm(name)(snapshot)
         rule = self._algorithm.rule
         #: Do claims name candidates?
         self.ruled = rule is not None
@@ -67,7 +73,7 @@ class Picker:
                 self._failing = True
                 _LOG.exception(
                     "algorithm %s failed: pool %s goes on by turns where it does",
-                    self.snapshot.settings.algorithm,
+                    self.name,
                     self.snapshot.pool,
                 )
             return ()

@@ -157,6 +157,7 @@ class Registry:
             change.delete,
             settings=b"" if settings is None else msgspec.json.encode(settings),
             order="" if settings is None else algorithm(settings.algorithm).order,
+            canary="" if settings is None else canary_order(settings),
         )
         return decide.applied(snapshot, change, version)
 
@@ -185,6 +186,11 @@ class Registry:
         """The server's time, seconds since the epoch."""
         seconds, microseconds = self.client.time()
         return seconds + microseconds / 1e6
+
+
+def canary_order(settings: PoolSettings) -> str:
+    """The kind of order that a pool's canary wants; "-" when it has none."""
+    return algorithm(settings.canary.algorithm).order if settings.canary else "-"
 
 
 def _snapshot(
