@@ -12,7 +12,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import urlsplit
 
-from lb.algorithms import ALGORITHMS
+from lb.algorithms import UnknownAlgorithm, algorithm
+from lb.algorithms import names as algorithm_names
 from lb.config_table import BY_KEY
 from lb.model import check_url
 from lb.state.keys import POOL_NAME
@@ -227,9 +228,11 @@ def check_pool_name(text: str) -> str:
 
 
 def check_algorithm(text: str) -> str:
-    """The name of an algorithm."""
-    if text not in ALGORITHMS:
-        raise ValueError(f"{text!r} is no algorithm{did_you_mean(text, ALGORITHMS)}")
+    """The name of an algorithm, built in or installed. An installed one is loaded, to see that it can be."""
+    try:
+        algorithm(text)
+    except UnknownAlgorithm as exc:
+        raise ValueError(f"{exc}{did_you_mean(text, algorithm_names())}") from None
     return text
 
 

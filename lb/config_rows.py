@@ -187,7 +187,7 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "pools.NAME.algorithm",
         "LB_ALGORITHM",
-        "how a backend is chosen",
+        "how a backend is chosen: docs/algorithms.md; or one that an installed package brings",
         choices=ALGORITHMS,
     ),
     Setting(

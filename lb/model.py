@@ -75,9 +75,9 @@ class HealthPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class HashPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `consistent-hash` hashes: `key` is "ip", "path", "header:NAME" or "cookie:NAME"; a request without it is
-    hashed by its address. `balance`: a backend may hold that many times its share of all connections before
-    requests go on to the next one on the ring; 0: any number.
+    """What `consistent-hash` hashes: `key` is "ip", "path", "header:NAME" or "cookie:NAME"; a request without
+    it is hashed by its address. `balance`: a backend may hold that many times its share of all connections
+    before requests go on to the next one on the ring; 0: any number.
     """
 
     key: str = "ip"

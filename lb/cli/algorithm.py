@@ -5,11 +5,27 @@ from __future__ import annotations
 import click
 import msgspec
 
-from lb.algorithms import ALGORITHMS, DEFAULT_ALGORITHM
+from lb.algorithms import DEFAULT_ALGORITHM, faults, names
 from lb.cli.output import json_option, print_json
 from lb.cli.store import known_pool, pool_option
+from lb.config_checks import check_algorithm
 from lb.model import Snapshot
 from lb.state.decide import Change
+
+
+class AlgorithmName(click.ParamType[str]):
+    """The name of an algorithm, built in or installed; what is installed is looked up only when it is
+    needed.
+    """
+
+    name = "name"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """See click."""
+        try:
+            return check_algorithm(value)
+        except ValueError as exc:
+            self.fail(str(exc), param, ctx)
 
 
 @click.group()
@@ -20,11 +36,13 @@ def algorithm() -> None:
 @algorithm.command("list")
 @json_option
 def list_(as_json: bool) -> None:
-    """List the algorithms there are."""
+    """List the algorithms there are, built in and installed."""
+    for fault in faults():
+        click.echo(f"lb: {fault}", err=True)
     if as_json:
-        print_json({"algorithms": ALGORITHMS, "default": DEFAULT_ALGORITHM})
+        print_json({"algorithms": names(), "default": DEFAULT_ALGORITHM})
         return
-    for name in ALGORITHMS:
+    for name in names():
         click.echo(f"{name} (default)" if name == DEFAULT_ALGORITHM else name)
 
 
@@ -42,10 +60,10 @@ def get(pool: str, as_json: bool) -> None:
 
 
 @algorithm.command("set")
-@click.argument("name", type=click.Choice(ALGORITHMS))
+@click.argument("name", type=AlgorithmName())
 @pool_option
 def set_(name: str, pool: str) -> None:
-    """Switch a pool to the algorithm NAME, without losing a request.
+    """Switch a pool to the algorithm NAME (`lb algorithm list`), without losing a request.
 
     A start or a reload of a balancer publishes the configured one again.
     """

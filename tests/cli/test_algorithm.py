@@ -30,3 +30,13 @@ def test_get_and_set_leave_the_rest_alone(lb: Lb, registry: Registry) -> None:
         "algorithm": "weighted-least-connections",
     }
     assert registry.load("default").settings.health.path == "/up"
+
+
+def test_set_names_what_is_meant(lb: Lb, registry: Registry) -> None:
+    registry.change("default", decide.declare(PoolConfig()))
+    result = lb("algorithm", "set", "round-robbin")
+    assert result.code == 2
+    assert "'round-robbin' is no algorithm; did you mean 'round-robin'?" in result.err
+    for name in ALGORITHMS:
+        assert lb("algorithm", "set", name).code == 0
+        assert registry.load("default").settings.algorithm == name
