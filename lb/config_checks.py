@@ -236,6 +236,20 @@ def check_algorithm(text: str) -> str:
     return text
 
 
+def check_hash_key(text: str) -> str:
+    """What `consistent-hash` goes by."""
+    from lb.algorithms.hashing import check_key
+
+    return check_key(text)
+
+
+def check_balance(value: float) -> float:
+    """How far above its share a backend may be; at 1 or less there would not be room for all."""
+    if 0 < value <= 1:
+        raise ValueError(f"{value:g} leaves no room above the shares; use more than 1, such as 1.25, or 0")
+    return value
+
+
 def check_access_log(text: str) -> str:
     """`-`, `off` (kept as ""), or a path."""
     if text == "off":
@@ -316,6 +330,7 @@ _TEXT_CHECKS: Mapping[str, Callable[[str], str]] = {
     "runtime_dir": check_dir,
     "log.access": check_access_log,
     "pools.NAME.algorithm": check_algorithm,
+    "pools.NAME.hash.key": check_hash_key,
     "pools.NAME.host": check_upstream_host,
     "pools.NAME.tls.server_name": check_server_name,
     "pools.NAME.backends[].url": check_url,
@@ -337,6 +352,8 @@ def check_value(key: str, value: object) -> object:
     if row.limits and isinstance(value, int | float) and not row.low <= value <= row.high:
         unit = f" {row.unit}" if row.unit in ("s", "bytes") else ""
         raise ValueError(f"{value!r} is out of range; use {row.low:g} to {row.high:.10g}{unit}")
+    if key == "pools.NAME.hash.balance" and isinstance(value, int | float):
+        return check_balance(value)
     if key == "trusted_proxies":
         return check_networks(value)
     if key.startswith("routes[].re") and isinstance(value, Mapping | tuple):

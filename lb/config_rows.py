@@ -191,6 +191,36 @@ TABLE: tuple[Setting, ...] = (
         choices=ALGORITHMS,
     ),
     Setting(
+        "pools.NAME.hash.key",
+        "LB_HASH_KEY",
+        "what `consistent-hash` goes by: `ip`, `path`, `header:NAME` or `cookie:NAME`; without it, `ip`",
+    ),
+    Setting(
+        "pools.NAME.hash.balance",
+        "LB_HASH_BALANCE",
+        "how many times its share of all connections a backend may hold before `consistent-hash` goes on to "
+        "another; 0: any number",
+        "",
+        0,
+        100,
+    ),
+    Setting(
+        "pools.NAME.report.period",
+        "LB_REPORT_PERIOD",
+        "how often backends report for `resource-based`; a report counts for three times that",
+        "s",
+        0.1,
+        DAY,
+    ),
+    Setting(
+        "pools.NAME.report.blackout",
+        "LB_REPORT_BLACKOUT",
+        "how long the reports of a backend do not count that has just begun to report",
+        "s",
+        0,
+        DAY,
+    ),
+    Setting(
         "pools.NAME.backends",
         "LB_BACKENDS",
         "the servers; in the environment `URL[;weight=N][;max_connections=N]`, separated by commas, "

@@ -103,13 +103,18 @@ class Canary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PoolSettings(msgspec.Struct, frozen=True):
-    """What the whole fleet must agree on for one pool; published with the membership."""
+    """What the whole fleet must agree on for one pool; published with the membership.
+
+    `configured` is the algorithm that a configuration last asked for: one that was switched live stays until
+    a configuration asks for another.
+    """
 
     algorithm: str = "round-robin"
     health: HealthPolicy = HealthPolicy()
     hash: HashPolicy = HashPolicy()
     report: ReportPolicy = ReportPolicy()
     canary: Canary | None = None
+    configured: str = ""
 
 
 class Snapshot(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from lb.model import HealthPolicy
+from lb.model import HashPolicy, HealthPolicy, ReportPolicy
 
 
 class BackendSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,13 +113,15 @@ class FieldEdits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One `[pools.NAME]`. Timeouts and retries hold for this process; algorithm, backends and health
-    are published to the fleet.
+    """One `[pools.NAME]`. Timeouts and retries hold for this process; algorithm, backends, health,
+    hash and report are published to the fleet.
     """
 
     algorithm: str = "round-robin"
     backends: tuple[BackendSpec, ...] = ()
     health: HealthPolicy = HealthPolicy()
+    hash: HashPolicy = HashPolicy()
+    report: ReportPolicy = ReportPolicy()
     retry: RetrySettings = RetrySettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     upstream: UpstreamSettings = UpstreamSettings()

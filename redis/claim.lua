@@ -10,8 +10,9 @@
 --         ""   whoever is next in the order (a retry: not one of the excluded)
 --         "f"  the first candidate with a free slot
 --         "l"  the candidate with the fewest connections over its weight
---         "t"  the candidate with the least peak EWMA times connections, over its weight
+--         "t"  the candidate with the least peak EWMA times its connections, the new one included
 --         "b" and a number x: the first candidate with fewer than x * weight * (all connections + 1)
+--       Of equal ones the first is taken.
 --       When no candidate may take it, it goes to who is next in the order.
 -- Returns { version, one entry per claim: backend id, or nil when no backend may take it }
 --       { -1 } and nothing done when the lease is not at this epoch (reaped, or opened anew)
@@ -269,13 +270,16 @@ local function choose(claim)
   for j = 1, #list do
     local n = list[j]
     if free(n) then
-      if bound and inflight[n] < math.ceil(bound * weight[n] * (everything + 1)) then return n end
-      local load = (inflight[n] + 1) / weight[n]
-      if kind == 't' then
-        local cost = latency_of(n)
-        load = load * (cost > 0 and cost or inflight[n] > 0 and UNSEEN or 0)
+      if bound then
+        if inflight[n] < math.ceil(bound * weight[n] * (everything + 1)) then return n end
+      else
+        local load = inflight[n] / weight[n]
+        if kind == 't' then
+          local cost = latency_of(n)
+          load = (inflight[n] + 1) * (cost > 0 and cost or inflight[n] > 0 and UNSEEN or 0)
+        end
+        if not lowest or load < lowest then best, lowest = n, load end
       end
-      if not lowest or load < lowest then best, lowest = n, load end
     end
   end
   return best

@@ -24,9 +24,8 @@ if seen[2] then
   local _, before, at, till, since = unpack_record(REPORT, seen[2])
   if now < till then
     began = since
-    -- Less free counts at once, more by and by: who is overloaded must not get another burst.
     local keep = math.exp(-math.max(0, now - at) / fade)
-    smooth = math.min(free, before * keep + free * (1 - keep))
+    smooth = before * keep + free * (1 - keep)
   end
 end
 local counts = now - began < blackout and 1 or smooth

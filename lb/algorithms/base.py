@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import ClassVar, Literal, Protocol
 
-from lb.model import Backend, Snapshot
+from lb.model import Backend, PoolSettings, Snapshot
 
 Order = Literal["turns", "weighted-turns", "reported-turns", "load", "weighted-load"]
 """How the shared state keeps the order of a pool: by turns (round robin), by turns over weights, over weights
@@ -84,6 +84,11 @@ class Algorithm(ABC):
     def available(self) -> Sequence[Backend]:
         """The backends that may receive traffic, in the order of their ids; each has a weight above 0."""
         return available(self.snapshot)
+
+    @classmethod
+    def order_for(cls, settings: PoolSettings) -> Order:  # noqa: ARG003 - for those it depends on
+        """The order that the shared state keeps for a pool with these settings."""
+        return cls.order
 
     def candidates(self, request: Request | None, chance: Chance) -> Sequence[str]:
         """Ids of backends, best first, each at most once; may be empty."""

@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 from lb.algorithms.base import CANDIDATES, Algorithm, Chance, Order, Request, Rule
 from lb.algorithms.ring import Ring, place, track_of
-from lb.model import Snapshot
+from lb.model import PoolSettings, Snapshot
 
 BOUNDED_CANDIDATES = 8
 """How many backends are named where the first ones may have more than their share."""
@@ -131,8 +131,13 @@ class ConsistentHash(Hashed):
         self._kind, _, self._name = check_key(self.settings.hash.key).partition(":")
         if self.settings.hash.balance > 0:
             self.rule = "bounded"
-            self.order = "weighted-load"
             self._wanted = BOUNDED_CANDIDATES
+        self.order = self.order_for(self.settings)
+
+    @classmethod
+    def order_for(cls, settings: PoolSettings) -> Order:
+        """Where loads are bounded, who is at his bound gives way to the least loaded."""
+        return "weighted-load" if settings.hash.balance > 0 else cls.order
 
     def key(self, request: Request) -> str:
         """What `hash.key` says; without it the client's address."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import click
-import msgspec
 
 from lb.algorithms import DEFAULT_ALGORITHM, faults, names
 from lb.cli.output import json_option, print_json
 from lb.cli.store import known_pool, pool_option
 from lb.config_checks import check_algorithm
-from lb.model import Snapshot
-from lb.state.decide import Change
+from lb.state.decide import switch
 
 
 class AlgorithmName(click.ParamType[str]):
@@ -52,25 +50,51 @@ def list_(as_json: bool) -> None:
 def get(pool: str, as_json: bool) -> None:
     """Show the algorithm of a pool."""
     with known_pool(pool) as found:
-        name = found.load(pool).settings.algorithm
+        settings = found.load(pool).settings
+    canary = settings.canary
     if as_json:
-        print_json({"pool": pool, "algorithm": name})
+        print_json({"pool": pool, "algorithm": settings.algorithm, "canary": canary})
+    elif canary is None:
+        click.echo(settings.algorithm)
     else:
-        click.echo(name)
+        click.echo(f"{settings.algorithm}, {canary.algorithm} for {canary.share:.4g} of the picks")
+
+
+class Share(click.ParamType[float]):
+    """A share of all: `10%` or `0.1`."""
+
+    name = "share"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """See click."""
+        text = str(value).strip()
+        try:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            self.fail(f"{value!r} is no share; write 10% or 0.1", param, ctx)
+        if not 0 <= share <= 1:
+            self.fail(f"{value!r} is out of range; use 0% to 100%", param, ctx)
+        return share
 
 
 @algorithm.command("set")
 @click.argument("name", type=AlgorithmName())
+@click.option(
+    "--canary",
+    type=Share(),
+    metavar="SHARE",
+    help="Try NAME out: for this share of the picks, such as 10%; `lb status` compares. 0%: end the trial.",
+)
 @pool_option
-def set_(name: str, pool: str) -> None:
+def set_(name: str, canary: float | None, pool: str) -> None:
     """Switch a pool to the algorithm NAME (`lb algorithm list`), without losing a request.
 
-    A start or a reload of a balancer publishes the configured one again.
+    It stays until the next switch, or until a configuration asks for another algorithm than it did before.
     """
-
-    def decider(snapshot: Snapshot) -> Change:
-        return Change(settings=msgspec.structs.replace(snapshot.settings, algorithm=name))
-
+    share = 1.0 if canary is None else canary
     with known_pool(pool) as found:
-        found.change(pool, decider)
-    click.echo(f"pool {pool}: {name}")
+        found.change(pool, switch(name, share))
+    if 0 < share < 1:
+        click.echo(f"pool {pool}: {name} for {share:.4g} of the picks")
+    else:
+        click.echo(f"pool {pool}: {name}" if share else f"pool {pool}: {name} is no longer tried out")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import click
 import msgspec
 
+from lb.algorithms.reports import Report, check
 from lb.cli.output import json_option, print_json
 from lb.cli.status import as_object, pools_to_show, show_pool
 from lb.cli.store import NotThere, PoolName, find, known_pool, pool_option, registry
@@ -155,6 +157,34 @@ def weight(backend: str, weight: int, pool: str) -> None:
         )
         known = find(after, backend)
     click.echo(f"{known.id}: weight {known.weight}{_note(known)}")
+
+
+@backends.command()
+@click.argument("backend")
+@click.option("--cpu", type=float, help="Share of the processors in use, 0 to 1.")
+@click.option("--memory", type=float, help="Share of the memory in use, 0 to 1.")
+@click.option("--load", type=float, help="A measure of its own, 0 (idle) to 1 (all it can do).")
+@click.option("--running", type=int, help="Requests that it is working on.")
+@click.option("--capacity", type=int, help="Requests that it can work on.")
+@pool_option
+def report(
+    backend: str,
+    cpu: float | None,
+    memory: float | None,
+    load: float | None,
+    running: int | None,
+    capacity: int | None,
+    pool: str,
+) -> None:
+    """Say how busy BACKEND (its id or URL) is, for `resource-based`."""
+    try:
+        told = check(Report(time.time(), cpu, memory, load, running, capacity))
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from None
+    with known_pool(pool) as found:
+        known = find(found.load(pool), backend)
+        share = found.report(pool, known.id, told)
+    click.echo(f"{known.id}: {share:.3g} of its weight counts, once its reports do")
 
 
 def _settings(backend: Backend) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+import msgspec
 
 from lb.cli.output import json_option, print_json, print_table
 from lb.cli.store import registry
@@ -47,15 +48,27 @@ def show_pool(pool: PoolStatus) -> None:
     """Print one pool as a table."""
     rows = [_row(backend) for backend in pool.backends]
     title = f"{pool.pool}  {pool.settings.algorithm}, version {pool.version}"
+    if (canary := pool.settings.canary) is not None:
+        title = f"{title}, {canary.algorithm} for {canary.share:.4g} of the picks"
     if rows:
         print_table(title, COLUMNS, rows, numbers=NUMBERS)
     else:
         click.echo(f"{title}\nno backends: add some with `lb backends add URL --pool {pool.pool}`")
+    if pool.trial:
+        names = ("algorithm", "requests", "failures", "mean ms")
+        tried = [(t.algorithm, t.requests, t.failures, f"{1000 * t.mean:.2f}") for t in pool.trial]
+        print_table(f"{pool.pool}  compared", names, tried, numbers=names[1:])
 
 
 def as_object(pool: PoolStatus) -> dict[str, Any]:
     """One pool for programs."""
-    return {"algorithm": pool.settings.algorithm, "version": pool.version, "backends": pool.backends}
+    return {
+        "algorithm": pool.settings.algorithm,
+        "canary": pool.settings.canary,
+        "trial": [{**msgspec.to_builtins(trial), "mean": trial.mean} for trial in pool.trial],
+        "version": pool.version,
+        "backends": pool.backends,
+    }
 
 
 def _row(backend: BackendStatus) -> tuple[object, ...]:

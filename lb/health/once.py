@@ -14,7 +14,7 @@ from lb.errors import ConfigError, StoreUnavailable
 from lb.health.policy import Overrides, effective
 from lb.health.probe import Outcome, Prober, Tls, pools_tls, target
 from lb.health.report import printable
-from lb.model import Backend, HealthPolicy, PoolSettings, Snapshot
+from lb.model import Backend, HealthPolicy, Snapshot
 from lb.settings import Settings
 from lb.state import decide
 from lb.state.registry import Registry
@@ -46,7 +46,7 @@ def snapshots(url: str, must_be_there: bool, settings: Settings) -> tuple[list[S
     finally:
         client.close()
     configured = [
-        decide.configured(name, PoolSettings(config.algorithm, config.health), config.backends)
+        decide.configured(name, decide.settings_of(config), config.backends)
         for name, config in sorted(settings.pools.items())
     ]
     return configured, False

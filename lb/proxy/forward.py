@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import requests
 
 from lb.accesslog import AccessLog, Entry
+from lb.algorithms.request import HeadRequest
 from lb.dates import http_date
 from lb.errors import (
     ClientError,
@@ -35,14 +36,25 @@ from lb.proxy.tunnel import Tunnel
 from lb.proxy.upstream import Upstream
 from lb.settings import PoolConfig
 
+FAILED = 1.0
+"""Seconds that a failed attempt counts at least: a backend that refuses at once is not a fast one."""
+
 _HOST_LINE = re.compile(rb"\r\nhost:[^\r]*", re.IGNORECASE)
 
 
 class ClaimSource(Protocol):
     """Where backends come from; see `lb.state.fleet`."""
 
-    def claim(self, exclude: Sequence[str] = ()) -> Backend | None: ...
-    def release(self, name: str) -> None: ...
+    @property
+    def special(self) -> bool: ...
+    @property
+    def asks(self) -> bool: ...
+    def canary_is_next(self) -> bool: ...
+    def claim(
+        self, exclude: Sequence[str] = ..., request: HeadRequest | None = ..., canary: bool = ...
+    ) -> Backend | None: ...
+    def release(self, name: str, took: float = ...) -> None: ...
+    def tally(self, canary: bool, ok: bool, took: float) -> None: ...
 
 
 class Answer:
@@ -58,16 +70,25 @@ class Answer:
         "_response",
         "_started",
         "backend",
+        "canary",
         "entry",
         "lines",
         "measured",
         "reason",
         "sent",
         "status",
+        "took",
     )
 
     def __init__(
-        self, forwarder: Forwarder, backend: Backend, entry: Entry, started: float, response: ProxyResponse
+        self,
+        forwarder: Forwarder,
+        backend: Backend,
+        entry: Entry,
+        started: float,
+        response: ProxyResponse,
+        took: float = -1.0,
+        canary: bool = False,
     ) -> None:
         self._forwarder = forwarder
         self._response = response
@@ -76,6 +97,9 @@ class Answer:
         self._code = ""
         self.backend = backend
         self.entry = entry
+        #: Seconds until its head came, below 0 where nobody wants to know; was a canary's algorithm used?
+        self.took = took
+        self.canary = canary
         #: Content bytes handed over so far.
         self.sent = 0
         self.status: int = response.status_code
@@ -229,10 +253,17 @@ class Forwarder:
         tried: tuple[str, ...] = ()
         failure: ProxyError | None = None
         entry.pool = self.pool
+        # Nothing of this is known, or wanted, by algorithms that look at no request and at no time.
+        special, asked, canary, took, began = self.claims.special, None, False, -1.0, started
+        if special:
+            asked = HeadRequest(head, entry.client, entry.target) if self.claims.asks else None
+            canary = self.claims.canary_is_next()
         while len(tried) < self._attempts:
-            backend = self._claim(tried)
+            backend = self._claim(tried, asked, canary) if special else self._claim(tried)
             if backend is None:
                 break
+            if special:
+                began = perf_counter()
             upstream = self._upstreams.get(backend.url) or self._upstream(backend.url)
             named = head if not self._host else self._with_host(head, backend)
             request = ProxyRequest(method, upstream, entry.target, named, body)
@@ -240,14 +271,20 @@ class Forwarder:
             request.upgrade = upgrade
             try:
                 response = upstream.send(request, stream=True, timeout=self._timeout)
-                entry.upstream = perf_counter() - started
-                return Answer(self, backend, entry, started, response)
+                answered = perf_counter()
+                entry.upstream = answered - started
+                if not special:
+                    return Answer(self, backend, entry, started, response)
+                return Answer(self, backend, entry, started, response, answered - began, canary)
             except ProxyError as exc:
                 failure = exc
             except BaseException:
                 self.claims.release(backend.id)
                 raise
-            self.claims.release(backend.id)
+            if special and failure.source == "upstream":
+                took = max(perf_counter() - began, FAILED)
+                self.claims.tally(canary, False, took)
+            self.claims.release(backend.id, took)
             tried = entry.tried = (*tried, backend.id)
             # An upload that was begun is gone; one that was not can still be sent whole.
             begun = isinstance(body, BodyReader) and failure.sent
@@ -265,7 +302,10 @@ class Forwarder:
     def settle(self, answer: Answer, code: str) -> None:
         """The answer is over, or given up: the backend is free again; the log has its entry."""
         backend = answer.backend.id
-        self.claims.release(backend)
+        if answer.took >= 0.0:
+            ok = answer.status < 500 and code in ("", ClientGone.code)
+            self.claims.tally(answer.canary, ok, answer.took)
+        self.claims.release(backend, answer.took)
         entry = answer.entry
         entry.status = answer.status
         entry.bytes = answer.sent

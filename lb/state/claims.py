@@ -82,6 +82,11 @@ class Claims:
         self._picker = Picker(snapshot.settings.algorithm, snapshot, self.held)
         self._canary: Picker | None = None
         self._canary_share = self._canary_due = 0.0
+        #: While a canary is tried out: requests, failures and seconds that nobody has been told of yet, of
+        #: the pool's own algorithm (False) and of the canary (True).
+        self.tallies: dict[bool, tuple[int, int, float]] = {}
+        #: Is there more to a claim than who is excluded (see the next two), or is a canary tried out?
+        self.special = False
         #: Does an algorithm of the pool look at requests? Then claims come with one.
         self.asks = False
         #: Does it matter how long answers take, and what became of them? Then releases come with that.
@@ -115,7 +120,8 @@ class Claims:
             self._canary_share = settings.canary.share
         pickers = [self._picker] if self._canary is None else [self._picker, self._canary]
         self.asks = any(picker.asks for picker in pickers)
-        self.timed = self._canary is not None or self._picker.timed
+        self.timed = any(picker.timed for picker in pickers)
+        self.special = self.asks or self.timed or self._canary is not None
 
     def canary_is_next(self) -> bool:
         """Is the next claim the canary's? Every n-th is, so that the share is met exactly."""
@@ -126,6 +132,12 @@ class Claims:
             return False
         self._canary_due -= 1.0
         return True
+
+    def tally(self, canary: bool, ok: bool, took: float) -> None:
+        """What became of a request, for the comparison with a canary; `took`: seconds until its answer."""
+        if self._canary is not None:
+            requests, failures, seconds = self.tallies.get(canary, (0, 0, 0.0))
+            self.tallies[canary] = (requests + 1, failures + (not ok), seconds + took)
 
     def prepare(self) -> dict[str, int]:
         """The store is back: what a new lease must hold. Claims wait from here until `begin` or `fail`."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from lb.model import Admin, Backend, Health, PoolSettings, Snapshot, backend_id
+from lb.model import Admin, Backend, Canary, Health, PoolSettings, Snapshot, backend_id
 from lb.settings import BackendSpec, PoolConfig
 
 
@@ -110,13 +110,21 @@ def configured(pool: str, settings: PoolSettings, specs: Iterable[BackendSpec]) 
     return Snapshot(pool, 0, settings, backends)
 
 
+def settings_of(config: PoolConfig) -> PoolSettings:
+    """What the fleet must agree on, as a configuration has it."""
+    return PoolSettings(
+        config.algorithm, config.health, config.hash, config.report, configured=config.algorithm
+    )
+
+
 def declare(config: PoolConfig) -> Decider:
     """Make a pool what the configuration says, as far as it is the configuration's: its settings and the
     backends that came from it. Those of the API and of agents stay, also when the file names one of
     them. A backend whose address is unchanged keeps its health and its admin state, not its weight
-    and its cap.
+    and its cap. An algorithm that was switched live stays until the configuration asks for another one
+    than before, and so does what is tried out beside it.
     """
-    wanted = configured("", PoolSettings(config.algorithm, config.health), config.backends)
+    wanted = configured("", settings_of(config), config.backends)
 
     def decide(snapshot: Snapshot) -> Change:
         known = snapshot.backends
@@ -130,7 +138,23 @@ def declare(config: PoolConfig) -> Decider:
             for name, backend in known.items()
             if backend.source == "file" and name not in wanted.backends
         ]
-        return Change(tuple(put), tuple(delete), wanted.settings)
+        settings, live = wanted.settings, snapshot.settings
+        if snapshot.version and live.configured == settings.configured:
+            settings = msgspec.structs.replace(settings, algorithm=live.algorithm, canary=live.canary)
+        return Change(tuple(put), tuple(delete), settings)
+
+    return decide
+
+
+def switch(algorithm: str, share: float = 1.0) -> Decider:
+    """Let `algorithm` choose: always, or for `share` of the picks beside the one there is; 0: no more."""
+
+    def decide(snapshot: Snapshot) -> Change:
+        settings = snapshot.settings
+        if share >= 1:
+            return Change(settings=msgspec.structs.replace(settings, algorithm=algorithm, canary=None))
+        canary = Canary(algorithm, share) if share > 0 else None
+        return Change(settings=msgspec.structs.replace(settings, canary=canary))
 
     return decide
 

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from lb.errors import StoreError
-from lb.model import Backend, PoolSettings, Snapshot
+from lb.model import Backend, Snapshot
 from lb.settings import PoolConfig
 from lb.state import changes, decide
 from lb.state.claims import Claims, Waiter
@@ -196,6 +196,9 @@ class Fleet:
                 continue
             if version != claims.snapshot.version or name in stale:
                 self._take(claims, registry.load(name))
+            if claims.tallies:
+                tallies, claims.tallies = claims.tallies, {}
+                registry.add_trial(name, tallies)
         self._promote_unwatched(registry)
         if monotonic() - self._last_reap > REAP_EVERY * (0.75 + 0.5 * random.random()):
             self._last_reap = monotonic()
@@ -270,4 +273,4 @@ class Fleet:
 
 def from_config(name: str, config: PoolConfig) -> Snapshot:
     """The pool as the configuration has it: what a worker goes by until it has seen the shared state."""
-    return decide.configured(name, PoolSettings(config.algorithm, config.health), config.backends)
+    return decide.configured(name, decide.settings_of(config), config.backends)

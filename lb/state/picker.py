@@ -1,7 +1,7 @@
 """What a claim asks the shared state for, by the algorithm of its pool.
 
-A wish is text, as `redis/claim.lua` takes it: a rule, candidates and who is excluded, with tabs between, names
-with line ends between. The empty one asks for whoever is next in the pool's order.
+A wish is text, as `redis/claim.lua` takes it: a rule, candidates and who is excluded, with tabs between,
+names with line ends between. The empty one asks for whoever is next in the pool's order.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import random
 from collections.abc import Mapping, Sequence
 
-from lb.algorithms import algorithm
+from lb.algorithms import DEFAULT_ALGORITHM, algorithm
 from lb.algorithms.base import Algorithm, Chance, Request
 from lb.algorithms.local import LocalOrder
 from lb.model import Backend, Snapshot
@@ -39,7 +39,7 @@ class Picker:
         self.snapshot = snapshot
         self._held = held
         self._chance = chance
-        self._algorithm: Algorithm = algorithm(name)(snapshot)
+        self._algorithm = self._made()
         rule = self._algorithm.rule
         #: Do claims name candidates?
         self.ruled = rule is not None
@@ -53,6 +53,14 @@ class Picker:
             self._code = f"b{snapshot.settings.hash.balance / max(weights, 1):.9g}"
         self._failing = False
         self._local: LocalOrder | None = None
+
+    def _made(self) -> Algorithm:
+        """The algorithm; where this host does not have it, what the shared state does by turns."""
+        try:
+            return algorithm(self.name)(self.snapshot)
+        except Exception as exc:  # noqa: BLE001 - an algorithm may be anybody's
+            _LOG.error("pool %s goes on by turns here: %s", self.snapshot.pool, exc)
+            return algorithm(DEFAULT_ALGORITHM)(self.snapshot)
 
     def wish(self, exclude: Sequence[str], request: Request | None) -> str:
         """The wish of a claim that must not get a backend of `exclude`."""
@@ -68,7 +76,7 @@ class Picker:
             # Who is no backend of the pool is no name to trust in a command, whoever wrote the algorithm.
             known = self.snapshot.backends
             return [name for name in self._algorithm.candidates(request, self._chance) if name in known]
-        except Exception:
+        except Exception:  # noqa: BLE001 - an algorithm may be anybody's
             if not self._failing:
                 self._failing = True
                 _LOG.exception(
@@ -84,7 +92,7 @@ class Picker:
     def local(self) -> LocalOrder:
         """The order by which this worker picks alone."""
         if self._local is None:
-            self._local = LocalOrder(self.snapshot, self._held)
+            self._local = LocalOrder(self.snapshot, self._held, self._algorithm.order)
         return self._local
 
     def forget_local(self) -> None:
@@ -97,5 +105,5 @@ class Picker:
         return self.local.pick(
             exclude.split("\n") if exclude else (),
             candidates.split("\n") if candidates else (),
-            first=code == "f",
+            first=code[:1] in ("f", "b"),
         )

@@ -11,6 +11,7 @@ import msgspec
 import redis
 
 from lb.algorithms import algorithm
+from lb.algorithms.reports import SMOOTHING, Report, free_share
 from lb.errors import StoreConflict, StoreError
 from lb.model import Admin, Backend, Health, PoolSettings, Snapshot, Source, State
 from lb.state import decide
@@ -47,13 +48,33 @@ class BackendStatus(msgspec.Struct, frozen=True):
     health: Health
 
 
+class Trial(msgspec.Struct, frozen=True):
+    """What became of the requests of one of two algorithms that are compared. `seconds`: the sum of the times
+    until their answers; a failure is an attempt that failed, or an answer of 500 or above.
+    """
+
+    algorithm: str
+    requests: int
+    failures: int
+    seconds: float
+
+    @property
+    def mean(self) -> float:
+        """Seconds until an answer, on average."""
+        return self.seconds / self.requests if self.requests else 0.0
+
+
 class PoolStatus(msgspec.Struct, frozen=True):
-    """A pool as it was at one instant: version, settings, and each backend, by name."""
+    """A pool as it was at one instant: version, settings, and each backend, by name.
+
+    `trial`: while a canary is tried out, what became of the requests of the pool's own algorithm, and of its.
+    """
 
     pool: str
     version: int
     settings: PoolSettings
     backends: tuple[BackendStatus, ...]
+    trial: tuple[Trial, ...] = ()
 
 
 class Registry:
@@ -91,7 +112,8 @@ class Registry:
         with self.client.pipeline(transaction=True) as pipe:
             pipe.hgetall(keys.state)
             pipe.hgetall(keys.members)
-            state, members = pipe.execute()
+            pipe.hgetall(keys.trial)
+            state, members, trial = pipe.execute()
         snapshot = _snapshot(pool, state.get(b"_v"), state.get(b"_settings"), members)
         found = []
         for name, backend in sorted(snapshot.backends.items()):
@@ -111,7 +133,42 @@ class Registry:
                     health=backend.health,
                 )
             )
-        return PoolStatus(pool, snapshot.version, snapshot.settings, tuple(found))
+        settings = snapshot.settings
+        return PoolStatus(pool, snapshot.version, settings, tuple(found), _trials(settings, trial))
+
+    def report(self, pool: str, backend: str, report: Report) -> float:
+        """Take what a backend reports of itself; returns the smoothed share of its weight that it can bear.
+
+        Raises KeyError when there is no such backend.
+        """
+        policy = self.load_settings(pool).report
+        found = self.scripts.report(
+            PoolKeys(pool),
+            backend,
+            free_share(report),
+            lasts=3 * policy.period,
+            fade=SMOOTHING * policy.period,
+            blackout=policy.blackout,
+        )
+        if found is None:
+            raise KeyError(backend)
+        return found
+
+    def load_settings(self, pool: str) -> PoolSettings:
+        """What the fleet has agreed on for `pool`."""
+        found = cast("bytes | None", self.client.hget(PoolKeys(pool).state, "_settings"))
+        return _SETTINGS.decode(found) if found else PoolSettings()
+
+    def add_trial(self, pool: str, tallies: Mapping[bool, tuple[int, int, float]]) -> None:
+        """Add what became of requests, of the canary (True) and of the others, to what is known of them."""
+        key = PoolKeys(pool).trial
+        with self.client.pipeline(transaction=True) as pipe:
+            for canary, (requests, failures, seconds) in tallies.items():
+                half = _HALVES[canary]
+                pipe.hincrby(key, f"{half}requests", requests)
+                pipe.hincrby(key, f"{half}failures", failures)
+                pipe.hincrbyfloat(key, f"{half}seconds", seconds)
+            pipe.execute()
 
     def change(self, pool: str, decider: Callable[[Snapshot], Change]) -> Snapshot:
         """Let `decider` decide on the pool as it is, commit that, and return the pool as it is then.
@@ -156,9 +213,11 @@ class Registry:
             ],
             change.delete,
             settings=b"" if settings is None else msgspec.json.encode(settings),
-            order="" if settings is None else algorithm(settings.algorithm).order,
+            order="" if settings is None else algorithm(settings.algorithm).order_for(settings),
             canary="" if settings is None else canary_order(settings),
         )
+        if change.settings is not None and change.settings.canary != snapshot.settings.canary:
+            self.client.delete(keys.trial)  # another comparison begins
         return decide.applied(snapshot, change, version)
 
     def promote_checking(self, pool: str) -> Snapshot:
@@ -188,9 +247,26 @@ class Registry:
         return seconds + microseconds / 1e6
 
 
+_HALVES = {False: "", True: "c"}
+
+
+def _trials(settings: PoolSettings, found: Mapping[bytes, bytes]) -> tuple[Trial, ...]:
+    if settings.canary is None:
+        return ()
+    return tuple(
+        Trial(
+            name,
+            int(found.get(f"{half}requests".encode(), 0)),
+            int(found.get(f"{half}failures".encode(), 0)),
+            float(found.get(f"{half}seconds".encode(), 0)),
+        )
+        for half, name in (("", settings.algorithm), ("c", settings.canary.algorithm))
+    )
+
+
 def canary_order(settings: PoolSettings) -> str:
     """The kind of order that a pool's canary wants; "-" when it has none."""
-    return algorithm(settings.canary.algorithm).order if settings.canary else "-"
+    return algorithm(settings.canary.algorithm).order_for(settings) if settings.canary else "-"
 
 
 def _snapshot(

@@ -104,9 +104,8 @@ class Scripts:
     ) -> int:
         """Write a change over version `expected`; return the new version.
 
-        `settings`, `order` and `canary` (the kinds of order that are kept; "-": no canary) stay as they are when
-        empty. Raises StoreConflict when the pool is at
-        another version.
+        `settings`, `order` and `canary` (the kinds of order that are kept; "-": no canary) stay as they are
+        when empty. Raises StoreConflict when the pool is at another version.
         """
         arguments: list[Argument] = [expected, settings, order, message, canary]
         for one in put:
@@ -157,7 +156,7 @@ class Scripts:
     def report(
         self, keys: PoolKeys, backend: str, free: float, lasts: float, fade: float, blackout: float
     ) -> float | None:
-        """Take a report: `free` is the share of its weight that `backend` can bear, 0.01 to 1. Times in seconds.
+        """Take a report: `free` is the share of its weight `backend` can bear, 0.01 to 1. Times: seconds.
 
         Returns the share smoothed over former reports; None when there is no such backend.
         """

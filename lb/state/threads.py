@@ -13,6 +13,7 @@ from typing import Any
 
 import redis
 
+from lb.algorithms.base import Request
 from lb.errors import StoreUnavailable
 from lb.model import Backend
 from lb.state.claims import Claims, Waiter
@@ -106,7 +107,29 @@ class ThreadClaims:
         self._claims = claims
         self._link = link
 
-    def claim(self, exclude: Sequence[str] = ()) -> Backend | None:
+    @property
+    def special(self) -> bool:
+        """Is there more to a claim than who is excluded?"""
+        return self._claims.special
+
+    @property
+    def asks(self) -> bool:
+        """Does a claim have to come with its request?"""
+        return self._claims.asks
+
+    def canary_is_next(self) -> bool:
+        """Is the next request one for the algorithm that is tried out?"""
+        with self._link.lock:
+            return self._claims.canary_is_next()
+
+    def tally(self, canary: bool, ok: bool, took: float) -> None:
+        """What became of a request."""
+        with self._link.lock:
+            self._claims.tally(canary, ok, took)
+
+    def claim(
+        self, exclude: Sequence[str] = (), request: Request | None = None, canary: bool = False
+    ) -> Backend | None:
         """A backend that is not in `exclude`, or None when none may take a request."""
         claims, lock = self._claims, self._link.lock
         box = _Box(lock)
@@ -123,12 +146,12 @@ class ThreadClaims:
             return box.pick
 
         with lock:
-            return claims.claim(box, wait, exclude)
+            return claims.claim(box, wait, exclude, request, canary)
 
-    def release(self, name: str) -> None:
-        """Give back what a claim took."""
+    def release(self, name: str, took: float = -1.0) -> None:
+        """Give back what a claim took; `took`: seconds until the answer."""
         with self._link.lock:
-            self._claims.release(name)
+            self._claims.release(name, took)
 
 
 class ThreadRuntime:

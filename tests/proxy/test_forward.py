@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from lb.accesslog import AccessLog, Entry
+from lb.algorithms.request import HeadRequest
 from lb.certificates import client_context
 from lb.errors import (
     BadRequest,
@@ -62,8 +63,24 @@ class Turns:
         self.members = [Member(id=url, url=url) for url in urls]
         self.claimed: list[str] = []
         self.released: list[str] = []
+        #: As while an algorithm looks at requests and times, and another one is tried out.
+        self.special = self.asks = False
+        self.requests: list[HeadRequest | None] = []
+        self.times: list[float] = []
+        self.tallies: list[tuple[bool, bool]] = []
 
-    def claim(self, exclude: Sequence[str] = ()) -> Member | None:
+    def canary_is_next(self) -> bool:
+        return self.special
+
+    def tally(self, canary: bool, ok: bool, took: float) -> None:
+        assert took >= 0
+        self.tallies.append((canary, ok))
+
+    def claim(
+        self, exclude: Sequence[str] = (), request: HeadRequest | None = None, canary: bool = False
+    ) -> Member | None:
+        assert canary is self.special
+        self.requests.append(request)
         for member in self.members:
             if member.id not in exclude:
                 self.members.remove(member)
@@ -72,8 +89,9 @@ class Turns:
                 return member
         return None
 
-    def release(self, name: str) -> None:
+    def release(self, name: str, took: float = -1.0) -> None:
         self.released.append(name)
+        self.times.append(took)
 
 
 class Proxy:
@@ -217,6 +235,28 @@ def test_the_log_tells_what_happened(make: Make) -> None:
             "pool": "p",
             "backend": backend.url,
         }
+
+
+def test_what_algorithms_want_to_know(make: Make) -> None:
+    """Requests, times and outcomes, only while somebody asks for them."""
+    with Backend() as backend, refusing() as dead:
+        proxy = make(backend)
+        proxy.call()
+        assert (proxy.claims.requests, proxy.claims.times, proxy.claims.tallies) == ([None], [-1.0], [])
+        proxy.claims.special = True
+        proxy.call()
+        assert proxy.claims.requests[1] is None
+        assert 0 < proxy.claims.times[1] < 5
+        proxy.claims.asks = True
+        proxy.claims.members.insert(0, Member(id=dead, url=dead))
+        proxy.call(target="/here")
+        # Refused at once is not fast.
+        assert proxy.claims.times[2] >= 1 > proxy.claims.times[3] > 0
+        asked = proxy.claims.requests[2]
+        assert asked is not None
+        assert asked is proxy.claims.requests[3]
+        assert (asked.client, asked.target, asked.header("host")) == ("1.2.3.4", "/here", "h")
+        assert proxy.claims.tallies[:2] == [(True, True), (True, False)]
 
 
 def test_fields_go_on_as_wsgi_wants_them(make: Make) -> None:

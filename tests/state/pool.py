@@ -75,8 +75,8 @@ class Pool:
         rules: Sequence[tuple[str, Iterable[str], Iterable[str]]] = (),
         canary: bool = False,
     ) -> tuple[int, list[str | None]]:
-        """Call `claim`: version and picks. `exclude`: one set for each of the last claims but those of `rules`,
-        each a rule, candidates and who is excluded. A release may be `(name, "count mean longest")`.
+        """Call `claim`: version and picks. `exclude`: one set for each of the last claims but those of
+        `rules`, each a rule, candidates and who is excluded. A release may be `(name, "count mean longest")`.
         """
         pairs = list(releases.items() if isinstance(releases, Mapping) else releases)
         answer = self.client.evalsha(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -45,11 +46,12 @@ def test_one_call_or_many_give_the_same_picks(pool: Pool) -> None:
     assert [pool.claim()[0] for _ in range(40)] == together
 
 
-def test_less_counts_at_once_and_more_by_and_by(pool: Pool) -> None:
+def test_reports_are_smoothed(pool: Pool) -> None:
     pool.make("resource-based", "ab")
-    report(pool, "a", 0.8)
-    assert report(pool, "a", 0.1) == 0.1
-    assert 0.1 <= report(pool, "a", 0.9) < 0.3
+    assert report(pool, "a", 0.8) == 0.8
+    assert 0.7 < report(pool, "a", 0.1) < 0.8
+    assert report(pool, "a", 0.1, fade=1e-9) == pytest.approx(0.1)
+    assert 0.1 <= report(pool, "a", 0.9) < 0.2
 
 
 def test_it_acts_on_the_step_under_way(pool: Pool) -> None:
@@ -96,7 +98,8 @@ def test_nobody_of_that_name(pool: Pool) -> None:
     pool.commit(delete=["a"])  # gone, but for a connection
     assert pool.scripts.report(pool.keys, "a", 1, 1, 1, 0) is None
     pool.release("a")
-    assert not [name for name in pool.client.hkeys(pool.keys.state) if name.endswith(b"a") and name != b"_a"]
+    names: Any = pool.client.hkeys(pool.keys.state)
+    assert not [name for name in names if name.endswith(b"a") and name != b"_a"]
 
 
 def test_what_was_reported_is_forgotten_with_its_backend(pool: Pool) -> None:
