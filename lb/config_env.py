@@ -17,7 +17,7 @@ from lb.config_table import BY_ENV, CONFIG_ENV, LEAVES
 OTHER_NAMES = frozenset({CONFIG_ENV})
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
-_BACKEND_OPTIONS = ("weight", "max_connections", "id")
+_BACKEND_OPTIONS = ("weight", "max_connections", "id", "backup")
 
 
 class EnvProblem(msgspec.Struct, frozen=True):
@@ -67,7 +67,7 @@ def parse_text(key: str, text: str) -> object:
 
 
 def parse_backends(text: str) -> list[dict[str, object]]:
-    """`URL[;weight=N][;max_connections=N][;id=ID]`, separated by commas. Raises ValueError."""
+    """`URL[;weight=N][;max_connections=N][;id=ID][;backup=true]`, separated by commas. Raises ValueError."""
     backends = []
     for number, entry in enumerate((part.strip() for part in text.split(",")), start=1):
         if not entry:
@@ -83,13 +83,23 @@ def parse_backends(text: str) -> list[dict[str, object]]:
                 raise ValueError(f"{what}: there is no option {name!r}{did_you_mean(name, _BACKEND_OPTIONS)}")
             if name in backend:
                 raise ValueError(f"{what}: {name} is given twice")
-            if name != "id" and not re.fullmatch(r"\d{1,18}", value, re.ASCII):
-                raise ValueError(f"{what}: {name} must be a whole number")
-            backend[name] = value if name == "id" else int(value)
+            backend[name] = _option(what, name, value)
         backends.append(backend)
     if not backends:
         raise ValueError("names no backend; write URL[;weight=N][;max_connections=N], separated by commas")
     return backends
+
+
+def _option(what: str, name: str, value: str) -> object:
+    if name == "id":
+        return value
+    if name == "backup":
+        if value.lower() not in _TRUE | _FALSE:
+            raise ValueError(f"{what}: {name} must be true or false")
+        return value.lower() in _TRUE
+    if not re.fullmatch(r"\d{1,18}", value, re.ASCII):
+        raise ValueError(f"{what}: {name} must be a whole number")
+    return int(value)
 
 
 def unknown_names(env: Mapping[str, str]) -> list[str]:

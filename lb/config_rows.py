@@ -221,10 +221,19 @@ TABLE: tuple[Setting, ...] = (
         DAY,
     ),
     Setting(
+        "pools.NAME.panic_threshold",
+        "LB_PANIC_THRESHOLD",
+        "share of the backends: when fewer are healthy and no backup is, all get requests, whatever their "
+        "health; 0: never",
+        "",
+        0,
+        1,
+    ),
+    Setting(
         "pools.NAME.backends",
         "LB_BACKENDS",
-        "the servers; in the environment `URL[;weight=N][;max_connections=N]`, separated by commas, "
-        "in place of those of the file",
+        "the servers; in the environment `URL[;weight=N][;max_connections=N][;backup=true]`, separated by "
+        "commas, in place of those of the file",
     ),
     Setting(
         "pools.NAME.backends[].url", "", "`http://host:port`, `https://host:port` or `http+unix://%2Fpath`"
@@ -237,6 +246,7 @@ TABLE: tuple[Setting, ...] = (
         high=1_000_000,
     ),
     Setting("pools.NAME.backends[].id", "", "its name; empty: `host:port` of its URL"),
+    Setting("pools.NAME.backends[].backup", "", "does it get requests only when the others cannot take them"),
     Setting("pools.NAME.timeouts.connect", "LB_CONNECT_TIMEOUT", "to connect to a backend", "s", 0.001, DAY),
     Setting(
         "pools.NAME.timeouts.response",

@@ -26,8 +26,8 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 class Backend(msgspec.Struct, frozen=True, omit_defaults=False):
     """One server of a pool, as kept in the shared state.
 
-    `weight` 0…1000 (0: no new traffic); `max_connections` 0 means no cap;
-    `since` is the time of the last change of `health`, in seconds since the epoch.
+    `weight` 0…1000 (0: no new traffic); `max_connections` 0 means no cap; a `backup` serves when the
+    others cannot; `since` is the time of the last change of `health`, in seconds since the epoch.
     """
 
     id: str
@@ -38,14 +38,15 @@ class Backend(msgspec.Struct, frozen=True, omit_defaults=False):
     admin: Admin = "ready"
     health: Health = "unknown"
     since: float = 0.0
+    backup: bool = False
 
     @property
     def available(self) -> bool:
-        """May this backend receive new traffic? The one place where that is decided.
+        """May this backend receive new traffic, as far as it depends on itself alone?
 
         `unknown` counts as available: nobody probes it. `checking` does not: a health
-        daemon runs and has not seen a first success yet. Free slots are the one further
-        condition, which only the claiming step can judge.
+        daemon runs and has not seen a first success yet. What the other backends of the pool
+        make of it is for `lb.algorithms.eligible` to say, and free slots only for the claiming step.
         """
         return self.admin == "ready" and self.weight > 0 and self.health in ("unknown", "up")
 
@@ -106,7 +107,8 @@ class PoolSettings(msgspec.Struct, frozen=True):
     """What the whole fleet must agree on for one pool; published with the membership.
 
     `configured` is the algorithm that a configuration last asked for: one that was switched live stays until
-    a configuration asks for another.
+    a configuration asks for another. `panic_threshold`: share of the backends, 0 to 1, below which health
+    does not count (see `lb.algorithms.eligible`).
     """
 
     algorithm: str = "round-robin"
@@ -115,6 +117,7 @@ class PoolSettings(msgspec.Struct, frozen=True):
     report: ReportPolicy = ReportPolicy()
     canary: Canary | None = None
     configured: str = ""
+    panic_threshold: float = 0.0
 
 
 class Snapshot(msgspec.Struct, frozen=True):

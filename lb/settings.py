@@ -21,6 +21,7 @@ class BackendSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weight: int = 1
     max_connections: int = 0
     id: str = ""
+    backup: bool = False
 
 
 class RetrySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -114,7 +115,7 @@ class FieldEdits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class PoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One `[pools.NAME]`. Timeouts and retries hold for this process; algorithm, backends, health,
-    hash and report are published to the fleet.
+    hash, report and panic_threshold are published to the fleet.
     """
 
     algorithm: str = "round-robin"
@@ -122,6 +123,7 @@ class PoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     health: HealthPolicy = HealthPolicy()
     hash: HashPolicy = HashPolicy()
     report: ReportPolicy = ReportPolicy()
+    panic_threshold: float = 0.0
     retry: RetrySettings = RetrySettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     upstream: UpstreamSettings = UpstreamSettings()

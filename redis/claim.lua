@@ -11,6 +11,7 @@
 --         "f"  the first candidate with a free slot
 --         "l"  the candidate with the fewest connections over its weight
 --         "t"  the candidate with the least peak EWMA times its connections, the new one included
+--         "s"  the candidate with the fewest connections over its weight, also of backups that stand by
 --         "b" and a number x: the first candidate with fewer than x * weight * (all connections + 1)
 --       Of equal ones the first is taken.
 --       When no candidate may take it, it goes to who is next in the order.
@@ -266,6 +267,16 @@ local function choose(claim)
     end
     return nil
   end
+  if kind == 's' then
+    for j = 1, #list do
+      local n = list[j]
+      local own = weight[n] < GONE and GONE - weight[n] or weight[n]
+      if own > 0 and (cap[n] == 0 or inflight[n] < cap[n]) and (not lowest or inflight[n] / own < lowest) then
+        best, lowest = n, inflight[n] / own
+      end
+    end
+    return best
+  end
   local bound = kind ~= 'l' and kind ~= 't' and tonumber(string.sub(kind, 2))
   for j = 1, #list do
     local n = list[j]
@@ -293,12 +304,12 @@ for claim = plain + 1, claims do
     if n then
       count_pick(n)
       answer[claim + 1] = ids[n]
-      if least then
+      if least and weight[n] > 0 then
         turns = turns + 1
         score[n] = inflight[n] / (weighted and weight[n] or 1) + turns * STEP
         moved[n] = true
       end
-      if cap[n] > 0 and inflight[n] >= cap[n] then full[n], moved[n] = true, true end
+      if weight[n] > 0 and cap[n] > 0 and inflight[n] >= cap[n] then full[n], moved[n] = true, true end
     else
       late = late + 1
       answer[claim + 1] = false

@@ -5,7 +5,7 @@
 --       2 settings (JSON), "" to keep them   3 how the order is kept (see order.lua), "" as it is   4 message to publish (JSON)
 --       5 the same for a canary: "" as it is, "-" none
 --       then any number of changes:
---       "put", id, record (JSON), available 0|1, weight, max_connections
+--       "put", id, record (JSON), serves 0 no|1 yes|2 stands by (see order.lua), weight, max_connections
 --       "del", id
 -- Returns the new version, or -1 - the current version when another writer was first (nothing done)
 --
@@ -25,7 +25,9 @@ while ARGV[j] do
   ids[#ids + 1] = id
   if ARGV[j] == 'put' then
     writes[#writes + 1], writes[#writes + 2] = id, ARGV[j + 2]
-    wanted[id] = { ARGV[j + 3] == '1' and tonumber(ARGV[j + 4]) or 0, tonumber(ARGV[j + 5]) }
+    local serves, weight = ARGV[j + 3], tonumber(ARGV[j + 4])
+    if serves ~= '1' then weight = serves == '2' and GONE - weight or 0 end
+    wanted[id] = { weight, tonumber(ARGV[j + 5]) }
     j = j + 6
   else
     removed[#removed + 1] = id

@@ -20,7 +20,7 @@
 local call, tonumber, pack, unpack_record = redis.call, tonumber, struct.pack, struct.unpack
 
 -- in flight, requests ever, weight (0: takes no new traffic; GONE: not a member any more, but still has
--- connections), cap of in flight (0: none), the score with which it left the order (NEVER: it has not)
+-- connections; GONE - its weight: a backup that stands by, for requests that all others have failed), cap of in flight (0: none), the score with which it left the order (NEVER: it has not)
 local RECORD = '<ddddd'
 -- share of its weight that counts, 0.01 to 1; smoothed share; when that was worked out, until when it counts, and
 -- when the first report came

@@ -2,9 +2,9 @@
 
 Rules of this package: no I/O, no clock, no Redis; time and chance arrive as arguments. An algorithm is made
 anew from each snapshot of its pool and is never changed. It returns an order of candidates, not one backend:
-a retry asks for the next. It sees available backends only (`Backend.available`); counts and caps of the whole
-fleet are known to the shared state alone, which takes the first candidate that has a free slot, or the one
-with the least of what `rule` says, in one atomic step (`redis/claim.lua`).
+a retry asks for the next. It sees eligible backends only (`lb.algorithms.eligible`); counts and caps of the
+whole fleet are known to the shared state alone, which takes the first candidate that has a free slot, or the
+one with the least of what `rule` says, in one atomic step (`redis/claim.lua`).
 
 An algorithm without a `rule` leaves the choice to the order that the shared state keeps for the pool
 (`order`). For the others that order says who is next when none of the candidates may take the request.
@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import ClassVar, Literal, Protocol
 
+from lb.algorithms.eligible import Eligible, eligible
 from lb.model import Backend, PoolSettings, Snapshot
 
 Order = Literal["turns", "weighted-turns", "reported-turns", "load", "weighted-load"]
@@ -83,7 +84,12 @@ class Algorithm(ABC):
     @cached_property
     def available(self) -> Sequence[Backend]:
         """The backends that may receive traffic, in the order of their ids; each has a weight above 0."""
-        return available(self.snapshot)
+        return [self.snapshot.backends[name] for name in sorted(self.eligible.names)]
+
+    @cached_property
+    def eligible(self) -> Eligible:
+        """Who gets requests, worked out once for the snapshot."""
+        return eligible(self.snapshot)
 
     @classmethod
     def order_for(cls, settings: PoolSettings) -> Order:  # noqa: ARG003 - for those it depends on
@@ -93,8 +99,3 @@ class Algorithm(ABC):
     def candidates(self, request: Request | None, chance: Chance) -> Sequence[str]:
         """Ids of backends, best first, each at most once; may be empty."""
         return ()
-
-
-def available(snapshot: Snapshot) -> list[Backend]:
-    """The backends of a snapshot that may receive traffic, in the order of their ids."""
-    return [backend for _, backend in sorted(snapshot.backends.items()) if backend.available]

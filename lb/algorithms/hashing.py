@@ -1,7 +1,7 @@
 """The algorithms that send equal keys to the same backend: `ip-hash` and `consistent-hash`.
 
-Members with a weight above 0 stand on the ring (`lb.algorithms.ring`) also while they are down or drained,
-and are passed over when a key is looked up: that gives the same backends as a ring without them, so one that
+Members with a weight above 0 stand on the ring (`lb.algorithms.ring`) also while they are not eligible, and
+are passed over when a key is looked up: that gives the same backends as a ring without them, so one that
 flaps rebuilds nothing. When most of a track are away, the walk would grow long; then those of
 that track that are away are left out.
 """
@@ -75,7 +75,8 @@ class Hashed(Algorithm):
     def __init__(self, snapshot: Snapshot) -> None:
         super().__init__(snapshot)
         members = {name: backend for name, backend in snapshot.backends.items() if backend.weight > 0}
-        away = [name for name, backend in members.items() if not backend.available]
+        serving = self.eligible.names
+        away = [name for name in members if name not in serving]
         there: dict[int, int] = {}
         for backend in members.values():
             track = track_of(backend.weight)

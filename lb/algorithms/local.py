@@ -13,11 +13,12 @@ from heapq import heapify, heappop, heappush
 
 from lb.algorithms import BrokenAlgorithm, UnknownAlgorithm, algorithm
 from lb.algorithms.base import Order
+from lb.algorithms.eligible import eligible
 from lb.model import Backend, Snapshot
 
 
 class LocalOrder:
-    """The available backends of a snapshot in the order in which they are next; O(log n) a pick.
+    """The eligible backends of a snapshot in the order in which they are next; O(log n) a pick.
 
     `held` is the number of connections per backend name that this process holds. It is read at each call;
     who gives one back says so with `released`. `order` is that of the pool's algorithm, unless another is
@@ -27,7 +28,9 @@ class LocalOrder:
     def __init__(self, snapshot: Snapshot, held: Mapping[str, int], order: Order | None = None) -> None:
         order = order or _order(snapshot.settings.algorithm)
         self._held = held
-        self._backends = {name: b for name, b in snapshot.backends.items() if b.available}
+        found = eligible(snapshot)
+        self._backends = {name: b for name, b in snapshot.backends.items() if name in found.names}
+        self._standby = [snapshot.backends[name] for name in sorted(found.standby)]
         self._least = order in ("load", "weighted-load")
         self._weighted = order in ("weighted-turns", "reported-turns", "weighted-load")
         self._turn = 0
@@ -76,6 +79,19 @@ class LocalOrder:
         if self._least:
             self._enter(found.id, self._load(found, self._held.get(found.id, 0) + 1))
         return found
+
+    def last_resort(self, exclude: Collection[str]) -> Backend | None:
+        """Of the backups that stand by, the one with the fewest connections over its weight; None if there
+        is none that is below its cap and not in `exclude`.
+        """
+        return min(
+            (b for b in self._standby if b.id not in exclude and not self._is_full(b)),
+            key=lambda b: self._held.get(b.id, 0) / b.weight,
+            default=None,
+        )
+
+    def _is_full(self, backend: Backend) -> bool:
+        return 0 < backend.max_connections <= self._held.get(backend.id, 0)
 
     def _best(self, names: Collection[str], exclude: Collection[str], first: bool) -> Backend | None:
         best, least = None, 0.0

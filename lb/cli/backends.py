@@ -74,17 +74,17 @@ def list_(pool: str | None, as_json: bool) -> None:
 @click.option(
     "--id", "name", type=Checked("id"), default="", help="Its name. [default: host:port of the URL]"
 )
+@click.option("--backup", is_flag=True, help="It gets requests only when the others cannot take them.")
 @pool_option
-def add(url: str, weight: int, max_connections: int, name: str, pool: str) -> None:
+def add(url: str, weight: int, max_connections: int, name: str, backup: bool, pool: str) -> None:
     """Add the backend at URL. When a health daemon runs it gets traffic after its first successful probe."""
-    backend = Backend(name or backend_id(url), url, weight, max_connections)
+    backend = Backend(name or backend_id(url), url, weight, max_connections, backup=backup)
 
     def decider(snapshot: Snapshot) -> Change:
         known = snapshot.backends.get(backend.id)
         if known is None:
             return decide.add(backend)(snapshot)
-        same = (known.url, known.weight, known.max_connections) == (url, weight, max_connections)
-        if not same:
+        if _settings(known) != _settings(backend):
             raise AlreadyThere(
                 f"pool {pool!r} has a backend {backend.id!r} already, with other settings "
                 f"({_settings(known)}): remove it first, or give this one another --id"
@@ -188,7 +188,8 @@ def report(
 
 
 def _settings(backend: Backend) -> str:
-    return f"{backend.url}, weight {backend.weight}, max_connections {backend.max_connections}"
+    kind = ", backup" if backend.backup else ""
+    return f"{backend.url}, weight {backend.weight}, max_connections {backend.max_connections}{kind}"
 
 
 def _state(backend: Backend) -> str:
@@ -196,7 +197,7 @@ def _state(backend: Backend) -> str:
     if backend.state == "checking":
         return "checking, gets requests after its first successful probe"
     if backend.available:
-        return f"{backend.state}, gets requests"
+        return f"{backend.state}, gets requests" + (" when the others cannot" if backend.backup else "")
     return f"{backend.state}, gets no requests" + ("" if backend.weight else " (its weight is 0)")
 
 

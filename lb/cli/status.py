@@ -14,6 +14,10 @@ from lb.state.registry import BackendStatus, PoolStatus, Registry
 from lb.state.store import address, store_url
 
 COLUMNS = ("backend", "state", "weight", "in flight", "requests", "cap", "from", "url")
+MODES = {
+    "backup": "backups serve",
+    "panic": "PANIC: too few are healthy, all get requests",
+}
 NUMBERS = ("weight", "in flight", "requests", "cap")
 
 
@@ -50,6 +54,8 @@ def show_pool(pool: PoolStatus) -> None:
     title = f"{pool.pool}  {pool.settings.algorithm}, version {pool.version}"
     if (canary := pool.settings.canary) is not None:
         title = f"{title}, {canary.algorithm} for {canary.share:.4g} of the picks"
+    if pool.mode != "normal":
+        title = f"{title}, {MODES[pool.mode]}"
     if rows:
         print_table(title, COLUMNS, rows, numbers=NUMBERS)
     else:
@@ -67,6 +73,7 @@ def as_object(pool: PoolStatus) -> dict[str, Any]:
         "canary": pool.settings.canary,
         "trial": [{**msgspec.to_builtins(trial), "mean": trial.mean} for trial in pool.trial],
         "version": pool.version,
+        "mode": pool.mode,
         "backends": pool.backends,
     }
 
@@ -74,4 +81,5 @@ def as_object(pool: PoolStatus) -> dict[str, Any]:
 def _row(backend: BackendStatus) -> tuple[object, ...]:
     cap = backend.max_connections or "–"
     counts = (backend.weight, backend.in_flight, backend.requests, cap)
-    return (backend.id, backend.state, *counts, backend.source, backend.url)
+    state = f"{backend.state}, backup" if backend.backup else backend.state
+    return (backend.id, state, *counts, backend.source, backend.url)

@@ -173,12 +173,23 @@ class Claims:
         request: Request | None = None,
         canary: bool = False,
     ) -> Backend | None:
-        """Take a backend, not one of `exclude`; None when none may take it. `switch` lets `waiter` wait."""
+        """Take a backend, not one of `exclude`; None when none may take it. `switch` lets `waiter` wait.
+
+        A request that others have failed (`exclude`) and that nobody else may take gets a backup.
+        """
         picker = self._picker
         if canary and self._canary is not None:
             wish = CANARY + self._canary.wish(exclude, request)
         else:
             wish = picker.wish(exclude, request) if exclude or picker.ruled else PLAIN
+        pick = self._take(waiter, switch, wish)
+        if pick is None and exclude:
+            last = self._picker.last_resort(exclude)
+            if last:
+                pick = self._take(waiter, switch, last)
+        return pick
+
+    def _take(self, waiter: Waiter, switch: Callable[[], Any], wish: str) -> Backend | None:
         if not self.shared:
             return self._pick_locally(wish)
         self.waiting.append((waiter, wish))

@@ -105,7 +105,12 @@ def configured(pool: str, settings: PoolSettings, specs: Iterable[BackendSpec]) 
     for spec in specs:
         name = spec.id or backend_id(spec.url)
         backends[name] = Backend(
-            id=name, url=spec.url, weight=spec.weight, max_connections=spec.max_connections, source="file"
+            id=name,
+            url=spec.url,
+            weight=spec.weight,
+            max_connections=spec.max_connections,
+            source="file",
+            backup=spec.backup,
         )
     return Snapshot(pool, 0, settings, backends)
 
@@ -113,7 +118,12 @@ def configured(pool: str, settings: PoolSettings, specs: Iterable[BackendSpec]) 
 def settings_of(config: PoolConfig) -> PoolSettings:
     """What the fleet must agree on, as a configuration has it."""
     return PoolSettings(
-        config.algorithm, config.health, config.hash, config.report, configured=config.algorithm
+        config.algorithm,
+        config.health,
+        config.hash,
+        config.report,
+        configured=config.algorithm,
+        panic_threshold=config.panic_threshold,
     )
 
 

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from time import monotonic
 from typing import Any, Protocol
 
+from lb.algorithms.eligible import Eligible, eligible
 from lb.errors import StoreError
 from lb.model import Backend, Snapshot
 from lb.settings import PoolConfig
@@ -266,9 +267,26 @@ class Fleet:
             claims.begin(lease.epoch)
 
     def _take(self, claims: Claims, snapshot: Snapshot) -> None:
+        now = eligible(snapshot)
         with self._link.lock:
+            before = eligible(claims.snapshot)
             claims.update(snapshot)
+        if before.mode != now.mode:
+            _LOG.log(*_said(snapshot, now))
         self._on_update(snapshot)
+
+
+def _said(snapshot: Snapshot, found: Eligible) -> tuple[int, str]:
+    """Level and text of the log line for who serves from now on."""
+    pool, many = snapshot.pool, f"{len(found.names)} of {len(snapshot.backends)} backends"
+    match found.mode:
+        case "panic":
+            threshold = snapshot.settings.panic_threshold
+            why = f"fewer than {threshold:.4g} of the backends are healthy, and no backup is"
+            return logging.WARNING, f"pool {pool}: panic: {why}; balancing over {many}, whatever their health"
+        case "backup":
+            return logging.WARNING, f"pool {pool}: backups serve: {many} get requests"
+    return logging.INFO, f"pool {pool}: backends serve as usual again: {many} get requests"
 
 
 def from_config(name: str, config: PoolConfig) -> Snapshot:

@@ -23,6 +23,9 @@ PLAIN = ""
 CANARY = "\x01"
 """What the wish of a canary's claim begins with, until it is sent."""
 
+LAST_RESORT = "s"
+"""The rule that lets backups have a request that stand by."""
+
 _CODES = {"first": "f", "least-load": "l", "least-time": "t"}
 
 
@@ -49,8 +52,9 @@ class Picker:
         self.timed = rule == "least-time"
         self._code = _CODES.get(rule or "", "")
         if rule == "bounded":
-            weights = sum(backend.weight for backend in snapshot.backends.values() if backend.available)
+            weights = sum(backend.weight for backend in self._algorithm.available)
             self._code = f"b{snapshot.settings.hash.balance / max(weights, 1):.9g}"
+        self._standby = sorted(self._algorithm.eligible.standby)
         self._failing = False
         self._local: LocalOrder | None = None
 
@@ -70,6 +74,13 @@ class Picker:
             if named:
                 return f"{self._code}\t{chr(10).join(named)}\t{without}"
         return f"\t\t{without}" if exclude else PLAIN
+
+    def last_resort(self, exclude: Sequence[str]) -> str:
+        """The wish of a claim for a request that all others have failed: for a backup that stands by, though
+        nobody has found the others down yet. "" when there is none.
+        """
+        left = [name for name in self._standby if name not in exclude]
+        return f"{LAST_RESORT}\t{chr(10).join(left)}\t{chr(10).join(exclude)}" if left else ""
 
     def _candidates(self, request: Request | None) -> Sequence[str]:
         try:
@@ -102,6 +113,8 @@ class Picker:
     def pick(self, wish: str) -> Backend | None:
         """The backend for `wish` by this worker's own view; None if there is none."""
         code, candidates, exclude = wish.split("\t") if wish else ("", "", "")
+        if code == LAST_RESORT:
+            return self.local.last_resort(exclude.split("\n"))
         return self.local.pick(
             exclude.split("\n") if exclude else (),
             candidates.split("\n") if candidates else (),

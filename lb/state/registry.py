@@ -11,6 +11,7 @@ import msgspec
 import redis
 
 from lb.algorithms import algorithm
+from lb.algorithms.eligible import Mode, eligible
 from lb.algorithms.reports import SMOOTHING, Report, free_share
 from lb.errors import StoreConflict, StoreError
 from lb.model import Admin, Backend, Health, PoolSettings, Snapshot, Source, State
@@ -46,6 +47,7 @@ class BackendStatus(msgspec.Struct, frozen=True):
     source: Source
     admin: Admin
     health: Health
+    backup: bool = False
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -68,6 +70,7 @@ class PoolStatus(msgspec.Struct, frozen=True):
     """A pool as it was at one instant: version, settings, and each backend, by name.
 
     `trial`: while a canary is tried out, what became of the requests of the pool's own algorithm, and of its.
+    `mode`: do backups serve, or is it a panic (see `lb.algorithms.eligible`)?
     """
 
     pool: str
@@ -75,6 +78,7 @@ class PoolStatus(msgspec.Struct, frozen=True):
     settings: PoolSettings
     backends: tuple[BackendStatus, ...]
     trial: tuple[Trial, ...] = ()
+    mode: Mode = "normal"
 
 
 class Registry:
@@ -131,10 +135,12 @@ class Registry:
                     source=backend.source,
                     admin=backend.admin,
                     health=backend.health,
+                    backup=backend.backup,
                 )
             )
         settings = snapshot.settings
-        return PoolStatus(pool, snapshot.version, settings, tuple(found), _trials(settings, trial))
+        trials, mode = _trials(settings, trial), eligible(snapshot).mode
+        return PoolStatus(pool, snapshot.version, settings, tuple(found), trials, mode)
 
     def report(self, pool: str, backend: str, report: Report) -> float:
         """Take what a backend reports of itself; returns the smoothed share of its weight that it can bear.
@@ -203,14 +209,12 @@ class Registry:
             self.client.sadd(POOLS, keys.pool)
         # A pool that is new has no order, so its settings are written even if they are the default.
         settings = change.settings or (snapshot.settings if snapshot.version == 0 else None)
+        after = decide.applied(snapshot, change, snapshot.version + 1)
         version = self.scripts.commit(
             keys,
             snapshot.version,
             encode(snapshot.version, change),
-            [
-                Put(one.id, msgspec.json.encode(one), one.available, one.weight, one.max_connections)
-                for one in change.put
-            ],
+            _puts(snapshot, after, change),
             change.delete,
             settings=b"" if settings is None else msgspec.json.encode(settings),
             order="" if settings is None else algorithm(settings.algorithm).order_for(settings),
@@ -218,7 +222,7 @@ class Registry:
         )
         if change.settings is not None and change.settings.canary != snapshot.settings.canary:
             self.client.delete(keys.trial)  # another comparison begins
-        return decide.applied(snapshot, change, version)
+        return msgspec.structs.replace(after, version=version)
 
     def promote_checking(self, pool: str) -> Snapshot:
         """Let backends that wait for a first probe have traffic, if no health daemon is there (any more)."""
@@ -245,6 +249,25 @@ class Registry:
         """The server's time, seconds since the epoch."""
         seconds, microseconds = self.client.time()
         return seconds + microseconds / 1e6
+
+
+def _puts(before: Snapshot, after: Snapshot, change: Change) -> list[Put]:
+    """What to write of backends: those that change, and those that serve or do so no more because of them."""
+    was, now = eligible(before), eligible(after)
+    flipped = (was.names ^ now.names) | (was.standby ^ now.standby)
+    names = {backend.id: None for backend in change.put}
+    names.update((name, None) for name in sorted(flipped) if name in after.backends)
+    return [
+        Put(
+            name,
+            msgspec.json.encode(one),
+            name in now.names,
+            one.weight,
+            one.max_connections,
+            name in now.standby,
+        )
+        for name, one in ((name, after.backends[name]) for name in names)
+    ]
 
 
 _HALVES = {False: "", True: "c"}

@@ -66,13 +66,16 @@ COMMIT, LEASE, BEAT, REAP, HOLD, REPORT = map(
 
 
 class Put(NamedTuple):
-    """A backend as `commit` writes it: `record` is its JSON, `available` its `Backend.available`."""
+    """A backend as `commit` writes it. `record` is its JSON; `available`: is it eligible, and `standby`: may
+    a request have it that all others have failed (see `lb.algorithms.eligible`)?
+    """
 
     id: str
     record: bytes
     available: bool
     weight: int
     max_connections: int
+    standby: bool = False
 
 
 class Scripts:
@@ -109,7 +112,8 @@ class Scripts:
         """
         arguments: list[Argument] = [expected, settings, order, message, canary]
         for one in put:
-            arguments += ("put", one.id, one.record, int(one.available), one.weight, one.max_connections)
+            serves = 1 if one.available else 2 if one.standby else 0
+            arguments += ("put", one.id, one.record, serves, one.weight, one.max_connections)
         for backend in delete:
             arguments += ("del", backend)
         answer = self._run(

@@ -143,6 +143,7 @@ class ThreadClaims:
                     claims.fail()
                 else:  # until the lease is opened anew, or the snapshot has the backend that was picked
                     lock.wait(STALL / 10)
+            box.taken = False  # a claim may have to ask twice
             return box.pick
 
         with lock:

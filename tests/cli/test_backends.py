@@ -33,6 +33,7 @@ def test_add_list_remove(lb: Lb, registry: Registry) -> None:
         "source": "api",
         "admin": "ready",
         "health": "unknown",
+        "backup": False,
     }
     assert (found["two"]["weight"], found["two"]["max_connections"]) == (3, 10)
     table = lb("backends", "list").out.splitlines()
@@ -44,6 +45,22 @@ def test_add_list_remove(lb: Lb, registry: Registry) -> None:
     assert lb("backends", "remove", "two").err == (
         "lb: there is no backend 'two' in pool 'default'; there are 127.0.0.1:9001\n"
     )
+
+
+def test_a_backup_says_so(lb: Lb, registry: Registry) -> None:
+    lb("backends", "add", "http://h:1", "--id", "one")
+    added = lb("backends", "add", "http://h:2", "--id", "two", "--backup")
+    assert added.out == "two is in pool default: unknown, gets requests when the others cannot\n"
+    assert listed(lb)["two"]["backup"] is True
+    table = lb("backends", "list").out.splitlines()
+    assert table[0] == "default  round-robin, version 2"
+    assert table[3].split()[:3] == ["two", "unknown,", "backup"]
+    assert (
+        "max_connections 0, backup): remove it first"
+        in lb("backends", "add", "http://h:2", "--id", "two").err
+    )
+    lb("backends", "drain", "one")
+    assert lb("backends", "list").out.splitlines()[0] == "default  round-robin, version 3, backups serve"
 
 
 def test_adding_twice(lb: Lb, registry: Registry) -> None:

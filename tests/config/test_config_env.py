@@ -9,10 +9,11 @@ from lb.config_table import BY_ENV, LEAVES
 
 
 def test_backends() -> None:
-    text = " http://a:1 ; weight=3;max_connections = 10 ,\n https://b;id=two,"
+    text = " http://a:1 ; weight=3;max_connections = 10 ,\n https://b;id=two;backup=True,http://c;backup=no"
     assert parse_backends(text) == [
         {"url": "http://a:1", "weight": 3, "max_connections": 10},
-        {"url": "https://b", "id": "two"},
+        {"url": "https://b", "id": "two", "backup": True},
+        {"url": "http://c", "backup": False},
     ]
 
 
@@ -25,6 +26,7 @@ def test_backends() -> None:
         ("http://a,http://b;wait=1", "entry 2, 'wait=1': there is no option 'wait'; did you mean 'weight'?"),
         ("http://a;weight=1;weight=2", "weight is given twice"),
         ("http://a;url=http://b", "there is no option 'url'"),
+        ("http://a;backup=maybe", "backup must be true or false"),
         ("http://a;weight=1.5", "weight must be a whole number"),
         ("http://a;weight=-1", "weight must be a whole number"),
         ("http://a;weight=²", "weight must be a whole number"),

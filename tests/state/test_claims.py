@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import pytest
 import redis
+from msgspec.structs import replace
 
 from lb.model import Backend
 from lb.settings import BackendSpec, PoolConfig
@@ -377,3 +378,37 @@ def test_any_mixture_leaves_the_books_in_agreement(desk: Desk, pool: Pool, regis
     desk.turn()
     assert Counter(held) == desk.claims.held
     books_agree(desk, pool)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_request_that_all_others_failed_gets_a_backup(
+    client: redis.Redis, registry: Registry, pool: Pool, shared: bool
+) -> None:
+    """Before anybody has found out that the others are down."""
+    client.script_load(CLAIM_SOURCE)
+    specs = [BackendSpec(url) for url in URLS]
+    specs[1:] = [replace(spec, backup=True) for spec in specs[1:]]
+    registry.change("p", decide.declare(PoolConfig(backends=tuple(specs))))
+    desk = Desk(registry, connect=shared)
+
+    def claim(*exclude: str) -> str | None:
+        waiter = Waits()
+
+        def switch() -> Backend | None:
+            desk.turn()
+            return waiter.picks.pop()
+
+        pick = desk.claims.claim(waiter, switch, exclude)
+        return pick.id if pick else None
+
+    assert [claim(), claim()] == [NAMES[0], NAMES[0]]
+    assert {claim(NAMES[0]), claim(NAMES[0])} == {NAMES[1], NAMES[2]}
+    assert claim(NAMES[0], NAMES[1]) == NAMES[2]
+    assert claim(*NAMES) is None
+    if shared:
+        books_agree(desk, pool)
+    for name, count in dict(desk.claims.held).items():
+        for _ in range(count):
+            desk.claims.release(name)
+    assert not desk.claims.held
+    assert claim() == NAMES[0]

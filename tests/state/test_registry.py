@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
 import pytest
 import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from lb.algorithms.eligible import eligible
 from lb.errors import StoreConflict, StoreError
-from lb.model import Backend, HealthPolicy, PoolSettings, Snapshot
+from lb.model import Backend, Health, HealthPolicy, PoolSettings, Snapshot
 from lb.settings import BackendSpec, PoolConfig
 from lb.state import changes, decide
 from lb.state.decide import Change
@@ -220,3 +225,75 @@ def test_pools_are_listed_by_name(registry: Registry, client: redis.Redis) -> No
     assert client.type(POOLS) == b"set"
     with pytest.raises(ValueError, match="is no pool name"):
         registry.load("no pool")
+
+
+# Who serves because of what became of others.
+
+
+def health(name: str, found: Health) -> Callable[[Snapshot], Change]:
+    return decide.verdicts([(name, found)])
+
+
+def test_backups_enter_the_order_when_the_last_primary_goes_down(registry: Registry, pool: Pool) -> None:
+    first = replace(A, id="x", url="http://x:80", backup=True)
+    backups = (first, replace(first, id="y", url="http://y:80", max_connections=1))
+    registry.change("p", lambda _: Change(put=(A, B, *backups)))
+    pool.scripts.lease(pool.keys, "w", "e", {})
+    assert set(pool.order()) == {"a", "b"}
+    registry.change("p", health("a", "down"))
+    assert (set(pool.order()), registry.pool_status("p").mode) == ({"b"}, "normal")
+    told = registry.change("p", health("b", "down"))
+    assert (set(pool.order()), registry.pool_status("p").mode) == ({"x", "y"}, "backup")
+    assert sorted(pool.claim(2)) == ["x", "y"]
+    assert set(pool.order()) == {"x"}  # with its cap
+    assert told == registry.load("p")
+    registry.change("p", decide.remove("x"))
+    registry.change("p", health("b", "up"))
+    assert (set(pool.order()), registry.pool_status("p").mode) == ({"b"}, "normal")
+    pool.release("y")
+    assert set(pool.order()) == {"b"}
+    registry.change("p", decide.remove("b"))
+    assert set(pool.order()) == {"y"}
+
+
+def test_a_panic_lets_those_that_are_down_in_and_out_again(registry: Registry, pool: Pool) -> None:
+    members = tuple(replace(A, id=name, url=f"http://{name}:80", health="up") for name in "abcd")
+    drained = replace(A, id="e", url="http://e:80", admin="drain")
+    half = PoolSettings(panic_threshold=0.5)
+    registry.change("p", lambda _: Change(put=(*members, drained), settings=half))
+    for name in "abc":
+        assert registry.pool_status("p").mode == "normal"
+        registry.change("p", health(name, "down"))
+    assert (set(pool.order()), registry.pool_status("p").mode) == (set("abcd"), "panic")
+    registry.change("p", health("a", "up"))
+    assert (set(pool.order()), registry.pool_status("p").mode) == (set("ad"), "normal")
+    # So does a change of the settings alone.
+    more = PoolSettings(panic_threshold=0.6)
+    registry.change("p", lambda _: Change(settings=more))
+    assert (set(pool.order()), registry.pool_status("p").mode) == (set("abcd"), "panic")
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_the_order_holds_exactly_the_eligible(registry: Registry, pool: Pool, data: st.DataObject) -> None:
+    """After every change, whatever it was: workers and store must not disagree on who serves."""
+    registry.client.flushall()
+    registry.change("p", lambda _: Change(settings=PoolSettings(panic_threshold=data.draw(st.floats(0, 1)))))
+    for _ in range(data.draw(st.integers(1, 12))):
+        name = data.draw(st.sampled_from("abcdef"))
+        if data.draw(st.booleans()) and name in registry.load("p").backends:
+            registry.change("p", decide.remove(name))
+        else:
+            backend = Backend(
+                name,
+                f"http://{name}:80",
+                weight=data.draw(st.integers(0, 2)),
+                health=data.draw(st.sampled_from(["up", "down", "checking"])),
+                admin=data.draw(st.sampled_from(["ready", "ready", "drain"])),
+                backup=data.draw(st.booleans()),
+            )
+            registry.change("p", lambda _, backend=backend: Change(put=(backend,)))  # type: ignore[misc]
+        found = eligible(registry.load("p"))
+        assert set(pool.order()) == found.names
+        standing_by = {name for name, record in pool.records().items() if record.weight < -1}
+        assert standing_by == found.standby

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lb.state.scripts import Put
 from tests.state.pool import Pool, put
 
 BY_TURNS, BY_LOAD = "round-robin", "weighted-least-connections"
@@ -187,3 +188,43 @@ def test_commands_do_not_grow_with_the_batch(pool: Pool) -> None:
         return sum(s["calls"] for name, s in stats.items() if "evalsha" not in name and "config" not in name)
 
     assert commands(100) == commands(1)
+
+
+# Backups that stand by.
+
+
+def standing_by(name: str, weight: int = 1, cap: int = 0) -> Put:
+    return put(name, weight, cap, available=False)._replace(standby=True)
+
+
+@pytest.mark.parametrize("algorithm", [BY_TURNS, BY_LOAD])
+def test_who_stands_by_is_taken_by_its_own_rule_alone(pool: Pool, algorithm: str) -> None:
+    pool.make(algorithm, "a")
+    pool.commit([standing_by("b", 2), standing_by("c", 1, cap=2), put("d", available=False)])
+    assert list(pool.order()) == ["a"]
+    for kind in ("f", "l", "t", "b9"):
+        assert ruled(pool, kind, "bcd") == ["a"]
+    assert Counter(ruled(pool, "s", "bcd", 6)) == {"b": 4, "c": 2}
+    assert ruled(pool, "s", "c", excluded="a") == [None]
+    assert pool.in_flight() == pool.held() == {"a": 4, "b": 4, "c": 2}
+    assert list(pool.order()) == ["a"]
+    pool.release("c", "b", "b")
+    assert ruled(pool, "s", "c", excluded="a") == ["c"]
+    assert list(pool.order()) == ["a"]
+    assert pool.records()["b"].in_flight == 2
+
+
+@pytest.mark.parametrize("algorithm", [BY_TURNS, BY_LOAD])
+def test_who_stood_by_serves_with_its_count_and_its_cap(pool: Pool, algorithm: str) -> None:
+    pool.make(algorithm, "a")
+    pool.commit([standing_by("b", cap=2)])
+    assert ruled(pool, "s", "b") == ["b"]
+    pool.commit([put("a", available=False), put("b", cap=2)])
+    assert list(pool.order()) == ["b"]
+    assert pool.call(2)[1] == ["b", None]
+    pool.commit([put("a"), standing_by("b", cap=2)])
+    pool.release("b", "b")
+    assert list(pool.order()) == ["a"]
+    assert pool.in_flight() == pool.held() == {}
+    pool.commit(delete=["b"])
+    assert "b" not in pool.records() or pool.records()["b"].in_flight == 0

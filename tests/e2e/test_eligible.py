@@ -1,0 +1,72 @@
+"""Who serves when backends go away, in a running fleet: backups, and everybody in a panic."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.clients import Load, get
+from tests.support.processes import System
+from tests.support.run import eventually
+
+
+@pytest.mark.parametrize("worker", ["gevent", "gthread"])
+def test_backups_take_over_from_the_last_primary_and_give_back(system: System, worker: str) -> None:
+    """Killed under load, found down, started again: nobody notices."""
+    first, second, backup = (system.plain_backend() for _ in range(3))
+    urls = f"{first.url},{second.url},{backup.url};backup=true"
+    env = {"LB_HEALTH_PATH": "/", "LB_HEALTH_FALL": "3", "LB_HEALTH_RISE": "1"}
+    balancer = system.balancer(backends=urls, workers=2, worker=worker, env=env)
+    system.health(balancer, 0.2)
+    eventually(lambda: set(balancer.view.states().values()) == {"up"}, "all to be up")
+    waiting = balancer.view.counts()[backup.id]
+    with Load([balancer.port], 8, "/x").running() as load:
+        eventually(lambda: load.done > 50, "some requests")
+        assert balancer.view.counts()[backup.id] == waiting == 0
+        first.kill()
+        second.kill()
+        eventually(lambda: balancer.view.registry.pool_status("default").mode == "backup", "backups to serve")
+        done = load.done
+        eventually(lambda: load.done > done + 50, "requests served by the backup")
+        again = system.plain_backend(first.port)
+        eventually(
+            lambda: balancer.view.registry.pool_status("default").mode == "normal", "the first to be up"
+        )
+        eventually(lambda: again.counts().get("/x", 0) > 50, "requests served by the first again")
+        before = backup.counts()["/x"]
+        done = load.done
+        eventually(lambda: load.done > done + 100, "more requests")
+        # Only what was claimed before the change may still arrive.
+        assert backup.counts()["/x"] - before <= 8
+    assert load.failures == []
+    assert set(load.statuses) == {200}
+    log = balancer.process.err
+    assert "pool default: backups serve: 1 of 3 backends get requests" in log
+    assert "pool default: backends serve as usual again: 1 of 3 backends get requests" in log
+    balancer.idle()
+
+
+def test_in_a_panic_all_serve_whatever_their_health(system: System) -> None:
+    """Probes fail for most, though the backends work: the prober is wrong, and nobody is run over."""
+    backends = [system.plain_backend() for _ in range(3)]
+    env = {
+        "LB_HEALTH_STATUS": "201",
+        "LB_HEALTH_FALL": "1",
+        "LB_PANIC_THRESHOLD": "0.5",
+        "LB_HEALTH_RISE": "1",
+    }
+    balancer = system.balancer(backends=",".join(each.url for each in backends), env=env)
+    with Load([balancer.port], 4, "/x").running() as load:
+        eventually(lambda: load.done > 20, "some requests")
+        system.health(balancer, 0.2)
+        eventually(lambda: set(balancer.view.states().values()) == {"down"}, "all to be down")
+        eventually(lambda: "panic: fewer than 0.5 of the backends" in balancer.process.err, "a log line")
+        done = load.done
+        eventually(lambda: load.done > done + 60, "requests in a panic")
+    assert load.failures == []
+    assert balancer.view.registry.pool_status("default").mode == "panic"
+    before = [each.counts().get("/x", 0) for each in backends]
+    for _ in range(9):
+        assert get(balancer.port, "/x").status == 200
+    assert [each.counts().get("/x", 0) - count for each, count in zip(backends, before, strict=True)] == [
+        3
+    ] * 3
