@@ -230,6 +230,15 @@ TABLE: tuple[Setting, ...] = (
         1,
     ),
     Setting(
+        "pools.NAME.slow_start",
+        "LB_SLOW_START",
+        "how long a backend that comes (back) to a serving pool takes to get its full share; 0: it has that "
+        "at once",
+        "s",
+        0,
+        DAY,
+    ),
+    Setting(
         "pools.NAME.backends",
         "LB_BACKENDS",
         "the servers; in the environment `URL[;weight=N][;max_connections=N][;backup=true]`, separated by "

@@ -108,7 +108,8 @@ class PoolSettings(msgspec.Struct, frozen=True):
 
     `configured` is the algorithm that a configuration last asked for: one that was switched live stays until
     a configuration asks for another. `panic_threshold`: share of the backends, 0 to 1, below which health
-    does not count (see `lb.algorithms.eligible`).
+    does not count (see `lb.algorithms.eligible`). `slow_start`: seconds in which a backend that begins to
+    serve gets up to its share; 0: it has it at once.
     """
 
     algorithm: str = "round-robin"
@@ -118,6 +119,7 @@ class PoolSettings(msgspec.Struct, frozen=True):
     canary: Canary | None = None
     configured: str = ""
     panic_threshold: float = 0.0
+    slow_start: float = 0.0
 
 
 class Snapshot(msgspec.Struct, frozen=True):

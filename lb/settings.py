@@ -115,7 +115,7 @@ class FieldEdits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class PoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One `[pools.NAME]`. Timeouts and retries hold for this process; algorithm, backends, health,
-    hash, report and panic_threshold are published to the fleet.
+    hash, report, panic_threshold and slow_start are published to the fleet.
     """
 
     algorithm: str = "round-robin"
@@ -124,6 +124,7 @@ class PoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hash: HashPolicy = HashPolicy()
     report: ReportPolicy = ReportPolicy()
     panic_threshold: float = 0.0
+    slow_start: float = 0.0
     retry: RetrySettings = RetrySettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     upstream: UpstreamSettings = UpstreamSettings()

@@ -46,7 +46,7 @@ local plain = claims - (#ARGV - first_spec + 1)
 
 -- What is known of backends stands in arrays, each backend by its number, in the order in which it was met.
 local ids, index, total, known = {}, {}, 0, 0
-local inflight, requests, weight, cap, saved, mine, report, latency = {}, {}, {}, {}, {}, {}, {}, {}
+local inflight, requests, weight, cap, saved, mine, report, latency, slow = {}, {}, {}, {}, {}, {}, {}, {}, {}
 local score, changed, moved, full, filled, slower = {}, {}, {}, {}, {}, {}
 
 local function number(id)
@@ -109,13 +109,14 @@ local function rank(most)
 end
 if claims > ruled then rank(claims - ruled + names) end
 
-local seen, version, least, weighted, reported, turns, floor, last, everything, now, other_kind
+local seen, version, least, weighted, reported, turns, floor, last, everything, now, other_kind, ramping, ramped
 
 -- Reads what is not known yet of the backends that have a number. False: the lease is another one.
 local function read_on()
   local first, fields, own = known + 1, {}, {}
   if known == 0 then
-    fields = { '_v', prefix .. 'a', prefix .. 'q', prefix .. 'f', prefix .. 'l', '_t', other_prefix .. 'a' }
+    fields = { '_v', prefix .. 'a', prefix .. 'q', prefix .. 'f', prefix .. 'l', '_t', other_prefix .. 'a',
+      prefix .. 'u' }
     own = { '_' }
   end
   local skip, skip_own = #fields, #own
@@ -131,7 +132,10 @@ local function read_on()
     other_kind = seen[7]
     turns, floor, last = tonumber(seen[3]) or 0, tonumber(seen[4]) or 0, seen[5] or ''
     everything = tonumber(seen[6]) or 0
-    if timed or reported then now = seconds() end
+    if timed or reported or seen[8] then now = seconds() end
+    -- Is anybody in a slow start, or was since the order was last used?
+    ramping = seen[8] and now < tonumber(seen[8])
+    ramped = seen[8] and not ramping
   end
   for n = first, total do
     local record = seen[skip + n - known]
@@ -142,7 +146,7 @@ local function read_on()
     end
     mine[n] = tonumber(held[skip_own + n - known]) or 0
   end
-  for prefix, into in pairs({ _e = timed and latency or nil, _s = reported and report or nil }) do
+  for prefix, into in pairs({ _e = timed and latency or nil, _s = reported and report or nil, _u = ramping and slow or nil }) do
     local more = {}
     for n = first, total do more[n - known] = prefix .. ids[n] end
     local found = many('HMGET', state, more)
@@ -155,8 +159,16 @@ if not read_on() then return { -1 } end
 
 -- What a pick counts: 1 over the weight that the backend has by now.
 local function step(n)
-  if not weighted then return 1 end
-  return 1 / (reported and weight[n] * share(report[n], now) or weight[n])
+  local counts = weighted and weight[n] or 1
+  if reported then counts = counts * share(report[n], now) end
+  if ramping then counts = counts * ramp(slow[n], now) end
+  return 1 / counts
+end
+
+-- The connections of a backend, over its weight or not, and over the share of it that a slow start allows so far.
+local function load_of(n, per_weight)
+  local load = inflight[n] / (per_weight and weight[n] or 1)
+  return ramping and load / ramp(slow[n], now) or load
 end
 
 -- What is picked or moved by a release stands in a heap beside the queue of candidates: the queue comes
@@ -238,7 +250,7 @@ for j = 1, #given do
     if weight[n] > 0 and (cap[n] == 0 or left < cap[n]) then
       if least then
         turns = turns + 1
-        score[n] = left / (weighted and weight[n] or 1) + turns * STEP
+        score[n] = load_of(n, weighted) + turns * STEP
         moved[n] = true
       elseif filled[n] then
         score[n] = entry(state, prefix, weighted, weight[n], floor, last, ids[n], saved[n])
@@ -284,10 +296,13 @@ local function choose(claim)
       if bound then
         if inflight[n] < math.ceil(bound * weight[n] * (everything + 1)) then return n end
       else
-        local load = inflight[n] / weight[n]
+        local load
         if kind == 't' then
           local cost = latency_of(n)
           load = (inflight[n] + 1) * (cost > 0 and cost or inflight[n] > 0 and UNSEEN or 0)
+          if ramping then load = load / ramp(slow[n], now) end
+        else
+          load = load_of(n, true)
         end
         if not lowest or load < lowest then best, lowest = n, load end
       end
@@ -306,7 +321,7 @@ for claim = plain + 1, claims do
       answer[claim + 1] = ids[n]
       if least and weight[n] > 0 then
         turns = turns + 1
-        score[n] = inflight[n] / (weighted and weight[n] or 1) + turns * STEP
+        score[n] = load_of(n, weighted) + turns * STEP
         moved[n] = true
       end
       if weight[n] > 0 and cap[n] > 0 and inflight[n] >= cap[n] then full[n], moved[n] = true, true end
@@ -359,7 +374,7 @@ for claim = 1, claims do
       moved[n] = true
       if least then
         turns = turns + 1
-        score[n] = inflight[n] / (weighted and weight[n] or 1) + turns * STEP
+        score[n] = load_of(n, weighted) + turns * STEP
       else
         score[n] = score[n] + step(n)
       end
@@ -406,7 +421,7 @@ if other_kind and next(changed) then
         goes[#goes + 1] = ids[n]
       elseif by_load then
         steps = steps + 1
-        enters = inflight[n] / (per_weight and weight[n] or 1) + steps * STEP
+        enters = load_of(n, per_weight) + steps * STEP
       elseif filled[n] then
         enters = entry(state, other_prefix, per_weight, weight[n], from, whom, ids[n], NEVER)
       end
@@ -430,7 +445,7 @@ for n = 1, total do
       leases[at + 1], leases[at + 2] = id, mine[n]
     end
     if weight[n] == GONE and inflight[n] == 0 then
-      for _, prefix in ipairs({ '', '_e', '_s' }) do gone[#gone + 1] = prefix .. id end
+      for _, prefix in ipairs({ '', '_e', '_s', '_u' }) do gone[#gone + 1] = prefix .. id end
     else
       local at = #sets
       sets[at + 1], sets[at + 2] = id, pack(RECORD, inflight[n], requests[n], weight[n], cap[n], saved[n])
@@ -465,7 +480,10 @@ many('HDEL', lease, unheld)
 
 -- Numbers the order anew, keeping its sequence, before ties or deadlines outgrow a double: once in
 -- millions of picks, so that its cost, which is that of all members, does not count.
-if least and turns >= STEPS then
+--
+-- Also when the last slow start is over: who has seen no release since stands where its share of then put it.
+if ramped then call('HDEL', state, prefix .. 'u') end
+if least and (turns >= STEPS or ramped) then
   local ranked = call('ZRANGE', order, 0, -1)
   seen = many('HMGET', state, ranked)
   adds = {}

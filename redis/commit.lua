@@ -4,6 +4,8 @@
 -- ARGV  1 version the writer has seen, 0 for a pool that does not exist
 --       2 settings (JSON), "" to keep them   3 how the order is kept (see order.lua), "" as it is   4 message to publish (JSON)
 --       5 the same for a canary: "" as it is, "-" none
+--       6 seconds of slow start for backends that begin to serve; "" none; "-" none, for nobody has served so far: nor
+--       will those have one that follow within as many seconds
 --       then any number of changes:
 --       "put", id, record (JSON), serves 0 no|1 yes|2 stands by (see order.lua), weight, max_connections
 --       "del", id
@@ -19,7 +21,7 @@ local state, members, orders = KEYS[1], KEYS[2], { KEYS[3], KEYS[5] }
 local version = tonumber(call('HGET', state, '_v')) or 0
 if version ~= (tonumber(ARGV[1]) or 0) then return -1 - version end
 
-local ids, writes, removed, wanted, j = {}, {}, {}, {}, 6
+local ids, writes, removed, wanted, j = {}, {}, {}, {}, 7
 while ARGV[j] do
   local id = ARGV[j + 1]
   ids[#ids + 1] = id
@@ -39,7 +41,7 @@ many('HDEL', members, removed)
 
 -- Only what the order can see is written and placed anew. A removed backend loses all but the count of
 -- connections it still has.
-local records, old = read(state, ids), {}
+local records, old, ramps = read(state, ids), {}, {}
 for id, record in pairs(records) do
   local weight, cap = record[3], record[4]
   if not wanted[id] then
@@ -48,6 +50,23 @@ for id, record in pairs(records) do
     records[id] = nil
   else
     record[3], record[4], old[id] = wanted[id][1], wanted[id][2], weight
+    if weight <= 0 and record[3] > 0 then ramps[#ramps + 1] = '_u' .. id end
+  end
+end
+
+-- Who begins to serve does so slowly, but not when all begin.
+local slow = tonumber(ARGV[6])
+if ARGV[6] == '-' then
+  call('HSET', state, '_b', seconds())
+elseif slow and #ramps > 0 then
+  local now = seconds()
+  if now - (tonumber(call('HGET', state, '_b')) or 0) >= slow then
+    local till, sets = now + slow, {}
+    for _, field in ipairs(ramps) do sets[#sets + 1], sets[#sets + 2] = field, pack(RAMP, now, till) end
+    for _, field in ipairs({ '_u', '_cu' }) do
+      sets[#sets + 1], sets[#sets + 2] = field, math.max(till, tonumber(call('HGET', state, field)) or 0)
+    end
+    many('HSET', state, sets, 2)
   end
 end
 

@@ -13,6 +13,9 @@
 --   _c...  while a second algorithm gets a share of the claims (a canary), its own _a, _f, _l, _q and _p
 --   _s<id> what the backend has reported (see REPORT), if it has
 --   _e<id> how long it takes to answer (see LATENCY), if somebody measures it
+--   _u     until when any backend is in its slow start; _cu: the same, for the order of a canary. Gone when it is over
+--   _u<id> its last slow start (see RAMP), if it had one
+--   _b     when the pool last began to serve, after nobody was eligible
 --
 -- A backend stands in the order exactly when its weight is > 0 and its cap is 0 or above its in-flight. That holds
 -- for the order of a canary, too.
@@ -27,7 +30,11 @@ local RECORD = '<ddddd'
 local REPORT = '<ddddd'
 -- peak EWMA in seconds, and when that was worked out, in seconds since the epoch
 local LATENCY = '<dd'
+-- Slow start: from when, until when, in seconds since the epoch
+local RAMP = '<dd'
 local GONE, NEVER = -1, -1
+-- The share of its weight with which a slow start begins.
+local SLOWEST = 0.1
 
 -- Load and tie share a double. With weights up to 1000 two different loads are at least
 -- 1/(1000 * 999) > 2^-20 apart, so 2^24 steps of 2^-44 never reach from one to the other, and a load
@@ -57,6 +64,14 @@ local function share(report, now)
   if not report then return 1 end
   local counts, _, _, till = unpack_record(REPORT, report)
   return now < till and counts or 1
+end
+
+-- The share of its weight that counts so far in a slow start: from SLOWEST to 1, linear over time.
+local function ramp(field, now)
+  if not field then return 1 end
+  local from, till = unpack_record(RAMP, field)
+  if now >= till then return 1 end
+  return SLOWEST + (1 - SLOWEST) * math.max(0, now - from) / (till - from)
 end
 
 -- One command over any number of arguments, in as few calls as the stack allows; `group` is how many

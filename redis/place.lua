@@ -5,11 +5,16 @@
 -- Puts backends where they belong now in one of the orders, `prefix` "_" or "_c", and notes in their records the
 -- score with which they left the main one. See `place`.
 local function place_in(state, order, prefix, ids, records, old)
-  local head = call('HMGET', state, prefix .. 'a', prefix .. 'f', prefix .. 'q', prefix .. 'l')
+  local head = call('HMGET', state, prefix .. 'a', prefix .. 'f', prefix .. 'q', prefix .. 'l', prefix .. 'u')
   if not head[1] and prefix ~= '_' then return end
   local least, weighted = rules(head[1])
   local floor, turns = tonumber(head[2]) or 0, tonumber(head[3]) or 0
   local scores, adds, leave = many('ZMSCORE', order, ids), {}, {}
+  local now, ramps = head[5] and seconds(), {}
+  if now and least then
+    for j = 1, #ids do ramps[j] = '_u' .. ids[j] end
+    ramps = many('HMGET', state, ramps)
+  end
   for j = 1, #ids do
     local id, score, new = ids[j], tonumber(scores[j]), nil
     local record = records[id]
@@ -21,7 +26,7 @@ local function place_in(state, order, prefix, ids, records, old)
       end
     elseif least then
       turns = turns + 1
-      new = inflight / (weighted and weight or 1) + turns * STEP
+      new = inflight / ((weighted and weight or 1) * ramp(ramps[j], now)) + turns * STEP
     elseif not score then
       local saved = prefix == '_' and record[5] or NEVER
       new = entry(state, prefix, weighted, weight, floor, head[4] or '', id, saved)
@@ -48,7 +53,7 @@ local function place(state, orders, records, old)
   for j = 1, #ids do
     local id, record = ids[j], records[ids[j]]
     if record[3] == GONE and record[1] == 0 then
-      for _, prefix in ipairs({ '', '_e', '_s' }) do gone[#gone + 1] = prefix .. id end
+      for _, prefix in ipairs({ '', '_e', '_s', '_u' }) do gone[#gone + 1] = prefix .. id end
     else
       sets[#sets + 1], sets[#sets + 2] = id, pack(RECORD, unpack(record))
     end

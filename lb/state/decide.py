@@ -124,6 +124,7 @@ def settings_of(config: PoolConfig) -> PoolSettings:
         config.report,
         configured=config.algorithm,
         panic_threshold=config.panic_threshold,
+        slow_start=config.slow_start,
     )
 
 

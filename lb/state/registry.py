@@ -11,7 +11,7 @@ import msgspec
 import redis
 
 from lb.algorithms import algorithm
-from lb.algorithms.eligible import Mode, eligible
+from lb.algorithms.eligible import Eligible, Mode, eligible
 from lb.algorithms.reports import SMOOTHING, Report, free_share
 from lb.errors import StoreConflict, StoreError
 from lb.model import Admin, Backend, Health, PoolSettings, Snapshot, Source, State
@@ -210,15 +210,19 @@ class Registry:
         # A pool that is new has no order, so its settings are written even if they are the default.
         settings = change.settings or (snapshot.settings if snapshot.version == 0 else None)
         after = decide.applied(snapshot, change, snapshot.version + 1)
+        was, now = eligible(snapshot), eligible(after)
         version = self.scripts.commit(
             keys,
             snapshot.version,
             encode(snapshot.version, change),
-            _puts(snapshot, after, change),
+            _puts(after, change, was, now),
             change.delete,
             settings=b"" if settings is None else msgspec.json.encode(settings),
             order="" if settings is None else algorithm(settings.algorithm).order_for(settings),
             canary="" if settings is None else canary_order(settings),
+            # Backups that step in, and everybody in a panic, are needed at once.
+            slow_start=after.settings.slow_start if now.mode == "normal" or not was.names else 0.0,
+            begins=not was.names,
         )
         if change.settings is not None and change.settings.canary != snapshot.settings.canary:
             self.client.delete(keys.trial)  # another comparison begins
@@ -251,9 +255,8 @@ class Registry:
         return seconds + microseconds / 1e6
 
 
-def _puts(before: Snapshot, after: Snapshot, change: Change) -> list[Put]:
+def _puts(after: Snapshot, change: Change, was: Eligible, now: Eligible) -> list[Put]:
     """What to write of backends: those that change, and those that serve or do so no more because of them."""
-    was, now = eligible(before), eligible(after)
     flipped = (was.names ^ now.names) | (was.standby ^ now.standby)
     names = {backend.id: None for backend in change.put}
     names.update((name, None) for name in sorted(flipped) if name in after.backends)

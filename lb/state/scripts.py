@@ -104,13 +104,18 @@ class Scripts:
         settings: bytes = b"",
         order: str = "",
         canary: str = "",
+        slow_start: float = 0.0,
+        begins: bool = False,
     ) -> int:
         """Write a change over version `expected`; return the new version.
 
         `settings`, `order` and `canary` (the kinds of order that are kept; "-": no canary) stay as they are
-        when empty. Raises StoreConflict when the pool is at another version.
+        when empty. `slow_start`: seconds in which backends that begin to serve get up to their share; not
+        when the pool `begins`: nobody has served so far. Raises StoreConflict when the pool is at another
+        version.
         """
-        arguments: list[Argument] = [expected, settings, order, message, canary]
+        slow: Argument = "" if slow_start <= 0 else "-" if begins else slow_start
+        arguments: list[Argument] = [expected, settings, order, message, canary, slow]
         for one in put:
             serves = 1 if one.available else 2 if one.standby else 0
             arguments += ("put", one.id, one.record, serves, one.weight, one.max_connections)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tests.support.clients import Load, get
@@ -70,3 +72,40 @@ def test_in_a_panic_all_serve_whatever_their_health(system: System) -> None:
     assert [each.counts().get("/x", 0) - count for each, count in zip(backends, before, strict=True)] == [
         3
     ] * 3
+
+
+def test_a_backend_that_comes_back_starts_slowly(system: System) -> None:
+    """Its share of what all get in the first part of the slow start, and its full one afterwards."""
+    first, second = (system.plain_backend() for _ in range(2))
+    seconds = 4.0
+    env = {"LB_HEALTH_FALL": "1", "LB_HEALTH_RISE": "1", "LB_SLOW_START": f"{seconds}"}
+    balancer = system.balancer(backends=f"{first.url},{second.url}", env=env)
+    system.health(balancer, 0.2)
+    began = time.monotonic()
+    eventually(lambda: set(balancer.view.states().values()) == {"up"}, "both to be up")
+    with Load([balancer.port], 4, "/x").running() as load:
+        eventually(lambda: load.done > 100, "some requests")
+        counts = balancer.view.counts()
+        assert abs(counts[first.id] - counts[second.id]) <= 4  # nobody starts slowly with the balancer
+
+        eventually(lambda: time.monotonic() > began + seconds, "the pool's own start to be over")
+        second.kill()
+        eventually(lambda: balancer.view.states()[second.id] == "down", "it to be down")
+        before = balancer.view.counts()
+        second = system.plain_backend(second.port)
+        eventually(lambda: balancer.view.states()[second.id] == "up", "it to be up")
+        back = time.monotonic()
+        joined = balancer.view.counts()
+        eventually(lambda: time.monotonic() > back + seconds / 4, "a quarter of the slow start")
+        quarter = balancer.view.counts()
+        # From 0.1 to 0.325 of its weight, on average 0.21 to the other's 1: a share of 0.18.
+        gained = quarter[second.id] - before[second.id]
+        assert 0 < gained < 0.25 * (gained + quarter[first.id] - joined[first.id])
+
+        eventually(lambda: time.monotonic() > back + seconds + 0.5, "the slow start to be over")
+        done = balancer.view.counts()
+        eventually(lambda: balancer.view.counts()[first.id] > done[first.id] + 200, "more requests")
+        after = balancer.view.counts()
+        shares = [after[each.id] - done[each.id] for each in (first, second)]
+        assert abs(shares[0] - shares[1]) <= 4
+    assert load.failures == []

@@ -45,6 +45,8 @@ class Pool:
         algorithm: str = "",
         settings: bytes = b"",
         canary: str = "",
+        slow_start: float = 0.0,
+        begins: bool = False,
     ) -> int:
         """Commit on top of whatever version there is."""
         return self.scripts.commit(
@@ -56,6 +58,8 @@ class Pool:
             order=named(algorithm).order if algorithm else "",
             canary=canary if canary in ("", "-") else named(canary).order,
             settings=settings,
+            slow_start=slow_start,
+            begins=begins,
         )
 
     def make(self, algorithm: str, weights: Mapping[str, int] | Iterable[str], cap: int = 0) -> None:
