@@ -37,3 +37,12 @@ def test_pools_and_backends(lb: Lb, registry: Registry) -> None:
     assert "health daemon  me" in words
     assert "web  least-connections, version 1" in words
     assert "no backends: add some with `lb backends add URL --pool empty`" in words
+
+
+def test_a_panic_is_said(lb: Lb, registry: Registry) -> None:
+    config = PoolConfig(backends=(BackendSpec("http://h:1"), BackendSpec("http://h:2")), panic_threshold=0.6)
+    registry.change("web", decide.declare(config))
+    assert lb("status", "--json").json["pools"]["web"]["mode"] == "normal"
+    registry.change("web", decide.verdicts([("h:1", "down")]))
+    assert "web  round-robin, version 2, PANIC: too few are healthy, all get requests" in lb("status").out
+    assert lb("status", "--json").json["pools"]["web"]["mode"] == "panic"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import pytest
+from msgspec.structs import replace
 
 from lb.algorithms.base import Algorithm, Chance, Request
 from lb.algorithms.request import HeadRequest
@@ -105,3 +106,26 @@ def test_local_picks_follow_the_rule() -> None:
     assert found is not None
     assert found.id == "c"
     assert picker.pick("\t\ta\nb\nc") is None
+
+
+@pytest.mark.parametrize(
+    "name", ["random", "power-of-two-choices", "least-time", "ip-hash", "consistent-hash"]
+)
+def test_backups_are_named_only_when_they_serve(name: str) -> None:
+    backup = Backend("c", "http://c:1", weight=3, backup=True)
+    members = [Backend("a", "http://a:1", health="up"), Backend("b", "http://b:1", health="up"), backup]
+
+    def candidates(*backends: Backend) -> tuple[str, set[str]]:
+        snapshot = Snapshot("p", 1, PoolSettings(name), {each.id: each for each in backends})
+        picker = Picker(name, snapshot, {}, lambda: 0.5)
+        code, named, _ = picker.wish((), REQUEST).split("\t")
+        assert picker.last_resort(("a",)) == ("s\tc\ta" if backup.id not in named else "")
+        return code, set(named.split("\n"))
+
+    code, named = candidates(*members)
+    assert named == {"a", "b"}
+    assert not code.startswith("b") or code == f"b{1.25 / 2:.9g}"
+    down = [replace(each, health="down") for each in members[:2]]
+    code, named = candidates(*down, backup)
+    assert named == {"c"}
+    assert not code.startswith("b") or code == f"b{1.25 / 3:.9g}"
