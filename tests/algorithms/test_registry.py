@@ -28,6 +28,8 @@ from lb.algorithms.request import HeadRequest
 from lb.config_checks import check_algorithm
 from lb.config_table import markdown
 from tests.algorithms.model import backend, pool
+from tests.support.example import blocks
+from tests.support.example import install as installed
 
 ROOT = Path(__file__).parents[2]
 LB = str(Path(sys.executable).with_name("lb"))
@@ -180,27 +182,10 @@ def test_importing_it_is_cheap() -> None:
 # The example of the documentation.
 
 
-def blocks() -> dict[str, str]:
-    """The files that the page shows, by name."""
-    text = (ROOT / "docs" / "algorithms.md").read_text().partition("## Your own")[2]
-    return dict(re.findall(r"^`([a-z_.]+)`\n\n```[a-z]+\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
-
-
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the example was built and installed into, without a network."""
-    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("target")
-    for name, text in blocks().items():
-        (source / name).write_text(text)
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"),
-            *("--no-build-isolation", "--disable-pip-version-check", "--target", str(target), str(source)),
-        ],
-        check=True,
-        timeout=50,
-    )
-    return target
+    return installed(tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("target"))
 
 
 def run(example: Path, *command: str, code: int = 0, **more: str) -> subprocess.CompletedProcess[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from lb.model import Backend, PoolSettings
 from lb.settings import BackendSpec, PoolConfig
 from lb.state import decide
@@ -132,3 +134,43 @@ def test_other_pools(lb: Lb, registry: Registry) -> None:
     assert "web  least-connections" in both
     assert lb("backends", "drain", "w:1").code == 1
     assert lb("backends", "list", "--pool", "wbe").err == "lb: there is no pool 'wbe'; did you mean 'web'?\n"
+
+
+def test_a_report_is_taken_by_id_or_url(lb: Lb, registry: Registry) -> None:
+    lb("backends", "add", "http://h:1")
+    result = lb("backends", "report", "h:1", "--cpu", "0.25", "--memory", "0.75", "--load", "0.5")
+    assert result == (0, "h:1: 0.25 of its weight counts, once its reports do\n", "")
+    found = lb("backends", "report", "http://h:1", "--running", "3", "--capacity", "4")
+    assert found.code == 0
+    assert 0.249 < float(found.out.split()[1]) < 0.251  # the same again: smoothing changes nothing
+    # Nearly all of it is in use: it keeps a little, so that it can show when that is over.
+    lb("backends", "add", "http://h:2")
+    assert lb("backends", "report", "h:2", "--load", "1").out.startswith("h:2: 0.01 of its weight")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ((), "says nothing; give one of cpu, memory, load, or running and capacity"),
+        (("--cpu", "1.5"), "cpu: 1.5 is no share in use; write 0 (idle) to 1 (all of it)"),
+        (("--load", "nan"), "load: nan is no share in use"),
+        (("--memory", "-0.1"), "memory: -0.1 is no share in use"),
+        (("--running", "3"), "running says nothing without capacity, cpu, memory or load"),
+        (("--capacity", "3"), "capacity says nothing without running"),
+        (("--running", "-1", "--capacity", "3"), "running: -1 requests cannot be"),
+        (("--running", "1", "--capacity", "0"), "capacity: 0 requests cannot be"),
+        (("--cpu", "much"), "'much' is not a valid float"),
+    ],
+)
+def test_a_bad_report_is_refused(lb: Lb, registry: Registry, options: tuple[str, ...], text: str) -> None:
+    lb("backends", "add", "http://h:1")
+    result = lb("backends", "report", "h:1", *options)
+    assert result.code == 2
+    assert text in " ".join(result.err.split())
+
+
+def test_a_report_of_nobody_is_refused(lb: Lb, registry: Registry) -> None:
+    lb("backends", "add", "http://h:1")
+    result = lb("backends", "report", "h:2", "--cpu", "0.5")
+    assert result.code == 1
+    assert result.err == "lb: there is no backend 'h:2' in pool 'default'; did you mean 'h:1'?\n"

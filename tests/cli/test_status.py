@@ -46,3 +46,26 @@ def test_a_panic_is_said(lb: Lb, registry: Registry) -> None:
     registry.change("web", decide.verdicts([("h:1", "down")]))
     assert "web  round-robin, version 2, PANIC: too few are healthy, all get requests" in lb("status").out
     assert lb("status", "--json").json["pools"]["web"]["mode"] == "panic"
+
+
+def test_a_trial_shows_both_side_by_side(lb: Lb, registry: Registry) -> None:
+    registry.change("web", decide.declare(PoolConfig("random", (BackendSpec("http://h:1"),))))
+    assert lb("status", "--json").json["pools"]["web"]["trial"] == []
+    assert "compared" not in lb("status").out
+    registry.change("web", decide.switch("least-time", 0.1))
+    registry.add_trial("web", {False: (90, 0, 1.8), True: (10, 2, 0.15)})
+    web = lb("status", "--json").json["pools"]["web"]
+    assert web["canary"] == {"algorithm": "least-time", "share": 0.1}
+    mine, its = web["trial"]
+    assert mine == {"algorithm": "random", "requests": 90, "failures": 0, "seconds": 1.8, "mean": 0.02}
+    assert its == {"algorithm": "least-time", "requests": 10, "failures": 2, "seconds": 0.15, "mean": 0.015}
+    words = lb("status").out
+    assert "web  random, version 2, least-time for 0.1 of the picks" in words
+    _, head, *rows = words[words.index("web  compared") :].splitlines()
+    assert head.split() == ["algorithm", "requests", "failures", "mean", "ms"]
+    assert [row.split() for row in rows] == [
+        ["random", "90", "0", "20.00"],
+        ["least-time", "10", "2", "15.00"],
+    ]
+    registry.change("web", decide.switch("least-time", 0))
+    assert "least-time" not in lb("status").out

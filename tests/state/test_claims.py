@@ -10,6 +10,7 @@ import pytest
 import redis
 from msgspec.structs import replace
 
+from lb.algorithms.request import HeadRequest
 from lb.model import Backend
 from lb.settings import BackendSpec, PoolConfig
 from lb.state import decide
@@ -80,9 +81,9 @@ class Desk:
     def refresh(self) -> None:
         self.claims.update(self.registry.load("p"))
 
-    def ask(self, *exclude: str) -> Waits:
+    def ask(self, *exclude: str, request: HeadRequest | None = None, canary: bool = False) -> Waits:
         waiter = Waits()
-        pick = self.claims.claim(waiter, lambda: None, exclude)
+        pick = self.claims.claim(waiter, lambda: None, exclude, request, canary)
         if not self.claims.shared:
             waiter.switch(pick)
         return waiter
@@ -96,9 +97,16 @@ class Desk:
         self.claims.settle(answer)
         return len(answer) - 1
 
-    def get(self, *exclude: str) -> str | None:
+    def sent(self) -> list[str]:
+        """One call to the store; what it said: claims, releases, whose claims, then each of them."""
+        command = self.claims.batch()
+        assert command is not None
+        self.claims.settle(self.client.execute_command(*command))  # type: ignore[no-untyped-call]
+        return [str(part) for part in command[command.index(self.lease.epoch) + 1 :]]
+
+    def get(self, *exclude: str, request: HeadRequest | None = None) -> str | None:
         """One claim, at once."""
-        waiter = self.ask(*exclude)
+        waiter = self.ask(*exclude, request=request)
         if self.claims.shared:
             self.turn()
         return waiter.got
@@ -237,6 +245,139 @@ def test_the_connections_of_a_backend_that_left_are_given_back(
     desk.turn()
     assert pool.in_flight() == {}
     books_agree(desk, pool)
+
+
+# Algorithms that name candidates, that look at requests and times, and two side by side.
+
+
+def wants(desk: Desk) -> tuple[bool, bool, bool]:
+    """Is there more to a claim? Does it come with its request, and do releases come with times?"""
+    return desk.claims.special, desk.claims.asks, desk.claims.timed
+
+
+def asking(client: str) -> HeadRequest:
+    return HeadRequest(b"GET / HTTP/1.1\r\n", client, "/")
+
+
+def test_candidates_travel_with_their_claims(registry: Registry, desk: Desk, pool: Pool) -> None:
+    declare(registry, algorithm="random")
+    desk.refresh()
+    desk.ask()
+    desk.ask(NAMES[1])
+    claims, releases, whose, *wishes = desk.sent()
+    assert (claims, releases, whose, len(wishes)) == ("2", "0", "", 2)
+    rules, names, without = zip(*(wish.split("\t") for wish in wishes), strict=True)
+    assert rules == ("f", "f")
+    assert without == ("", NAMES[1])
+    assert [sorted(each.split("\n")) for each in names] == [list(NAMES), [NAMES[0], NAMES[2]]]
+    assert sum(desk.claims.held.values()) == 2
+    books_agree(desk, pool)
+
+
+def test_a_request_says_where_it_belongs(registry: Registry, desk: Desk, pool: Pool) -> None:
+    assert wants(desk) == (False, False, False)
+    declare(registry, algorithm="ip-hash")
+    desk.refresh()
+    assert wants(desk) == (True, True, False)
+    clients = [f"192.0.2.{number}" for number in range(40)]
+    homes = {client: desk.get(request=asking(client)) for client in clients}
+    assert set(homes.values()) == set(NAMES)
+    assert {client: desk.get(request=asking(client)) for client in clients} == homes
+    for client, home in homes.items():
+        assert desk.get(str(home), request=asking(client)) not in (home, None)
+    desk.claims.fail()  # and without the store it is the same place
+    assert {client: desk.get(request=asking(client)) for client in clients} == homes
+    desk.open()
+    books_agree(desk, pool)
+
+
+def test_times_travel_with_releases_where_somebody_wants_them(registry: Registry, desk: Desk) -> None:
+    declare(registry, URLS[:1], "least-time")
+    desk.refresh()
+    assert wants(desk) == (True, False, True)
+    for _ in range(5):
+        desk.get()
+    for took in (0.2, 0.4, -1.0):
+        desk.claims.release(NAMES[0], took)
+    assert desk.sent() == ["0", "1", "", NAMES[0], "3 0.300000 0.400000"]
+    assert registry.client.hexists(PoolKeys("p").state, f"_e{NAMES[0]}")
+    desk.claims.release(NAMES[0])
+    assert desk.sent() == ["0", "1", "", NAMES[0], "1"]
+    declare(registry, URLS[:1], "random")
+    desk.refresh()
+    assert wants(desk) == (False, False, False)
+    desk.claims.release(NAMES[0], 0.2)
+    assert desk.sent() == ["0", "1", "", NAMES[0], "1"]
+
+
+def try_out(desk: Desk, algorithm: str, share: float) -> None:
+    desk.registry.change("p", decide.switch(algorithm, share))
+    desk.refresh()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 1 / 3, 0.07, 0.5, 0.999])
+def test_the_share_of_a_canary_is_met_exactly(desk: Desk, share: float) -> None:
+    assert not any(desk.claims.canary_is_next() for _ in range(10))
+    try_out(desk, "random", share)
+    assert wants(desk) == (True, False, False)
+    count = 0
+    for number in range(1, 3001):
+        count += desk.claims.canary_is_next()
+        assert abs(count - share * number) <= 1 + 1e-9, number
+    try_out(desk, "random", 0)
+    assert wants(desk) == (False, False, False)
+    assert not any(desk.claims.canary_is_next() for _ in range(10))
+
+
+def test_a_call_serves_the_claims_of_one_of_the_two(desk: Desk, pool: Pool) -> None:
+    try_out(desk, "least-connections", 0.5)
+    waiters = [desk.ask(canary=bool(number % 2)) for number in range(6)]
+    waiters += [desk.ask(NAMES[0], canary=True), desk.ask(NAMES[0])]
+    assert desk.sent() == ["4", "0", "", f"\t\t{NAMES[0]}"]
+    assert [len(waiter.picks) for waiter in waiters] == [1, 0, 1, 0, 1, 0, 0, 1]
+    late = desk.ask()
+    assert desk.sent() == ["4", "0", "c", f"\t\t{NAMES[0]}"]
+    assert [len(waiter.picks) for waiter in waiters] == [1] * 8
+    assert desk.sent() == ["1", "0", ""]
+    assert late.got is not None
+    assert [waiters[number].got for number in (0, 2, 4)] == list(NAMES)
+    assert NAMES[0] not in (waiters[6].got, waiters[7].got)
+    books_agree(desk, pool)
+
+
+def test_a_canary_that_has_ended_meanwhile(desk: Desk, pool: Pool, registry: Registry) -> None:
+    """The worker has not heard of it yet: its claims are served by the pool's own algorithm."""
+    try_out(desk, "least-connections", 0.5)
+    registry.change("p", decide.switch("least-connections", 0))
+    waiters = [desk.ask(canary=True) for _ in range(3)]
+    assert desk.sent() == ["3", "0", "c"]
+    assert [waiter.got for waiter in waiters] == list(NAMES)
+    assert desk.gaps == 1
+    desk.refresh()
+    desk.ask(canary=True)  # chosen for it before that, too
+    assert desk.sent() == ["1", "0", ""]
+    books_agree(desk, pool)
+
+
+@pytest.mark.parametrize("algorithm", ["least-connections", "random"])
+def test_claims_of_a_canary_without_the_store(desk: Desk, pool: Pool, algorithm: str) -> None:
+    try_out(desk, algorithm, 0.5)
+    waiting = desk.ask(canary=True)
+    desk.claims.fail()
+    later = desk.ask(NAMES[2], canary=True)
+    assert waiting.got in NAMES
+    assert later.got in NAMES[:2]
+    desk.open()
+    books_agree(desk, pool)
+
+
+def test_what_became_of_requests_is_told_apart(desk: Desk) -> None:
+    desk.claims.tally(False, True, 1.0)
+    assert desk.claims.tallies == {}  # there is nothing to compare
+    try_out(desk, "random", 0.5)
+    for canary, ok, took in ((False, True, 0.5), (True, True, 0.25), (False, False, 1.5), (True, True, 0.5)):
+        desk.claims.tally(canary, ok, took)
+    assert desk.claims.tallies == {False: (2, 1, 2.0), True: (2, 0, 0.75)}
 
 
 # Without the store.

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lb.model import Backend, HealthPolicy, PoolSettings, Snapshot
+from lb.model import Backend, Canary, HashPolicy, HealthPolicy, PoolSettings, Snapshot
 from lb.settings import BackendSpec, PoolConfig
 from lb.state import decide
 from lb.state.decide import Change, Decider
@@ -121,9 +121,49 @@ def test_an_unchanged_reload_writes_nothing() -> None:
 
 def test_declare_writes_settings_even_for_an_empty_pool() -> None:
     before = snapshot(version=0)
-    assert decide.settle(before, decide.declare(PoolConfig())(before), False, 1.0).settings == PoolSettings()
+    written = decide.settle(before, decide.declare(PoolConfig())(before), False, 1.0).settings
+    assert written == PoolSettings(configured="round-robin")
     found = after(snapshot(UP), decide.declare(PoolConfig(algorithm="least-connections")))
     assert found.settings.algorithm == "least-connections"
+
+
+def test_what_was_switched_live_stays_until_the_configuration_asks_for_another() -> None:
+    def loaded(before: Snapshot, algorithm: str, key: str = "ip") -> Snapshot:
+        return after(before, decide.declare(PoolConfig(algorithm, hash=HashPolicy(key))))
+
+    first = loaded(snapshot(version=0), "round-robin")
+    switched = after(first, decide.switch("ip-hash"))
+    tried = after(switched, decide.switch("random", 0.25))
+    same = loaded(tried, "round-robin", key="path")
+    assert (same.settings.algorithm, same.settings.canary) == ("ip-hash", Canary("random", 0.25))
+    assert same.settings.hash.key == "path"  # the rest is the configuration's
+    other = loaded(same, "least-connections")
+    assert (other.settings.algorithm, other.settings.canary) == ("least-connections", None)
+    # From now on that is what it asks for, and a live switch stays again.
+    assert loaded(after(other, decide.switch("random")), "least-connections").settings.algorithm == "random"
+    assert loaded(switched, "ip-hash").settings == PoolSettings("ip-hash", configured="ip-hash")
+
+
+def test_a_pool_of_an_older_release_follows_its_configuration() -> None:
+    before = snapshot(UP, settings=PoolSettings("random"))
+    found = after(before, decide.declare(PoolConfig("least-connections"))).settings
+    assert (found.algorithm, found.configured) == ("least-connections", "least-connections")
+
+
+def test_switch_to_another_algorithm_or_try_one_out() -> None:
+    policy = HealthPolicy(path="/up")
+    before = snapshot(UP, settings=PoolSettings("random", policy, configured="random"))
+    tried = after(before, decide.switch("ip-hash", 0.1)).settings
+    assert tried == PoolSettings("random", policy, canary=Canary("ip-hash", 0.1), configured="random")
+    trying = snapshot(UP, settings=tried)
+    assert after(trying, decide.switch("least-time", 0.2)).settings.canary == Canary("least-time", 0.2)
+    assert after(trying, decide.switch("ip-hash", 0.0)).settings == before.settings
+    for share in (1.0, 2.0):
+        done = after(trying, decide.switch("ip-hash", share)).settings
+        assert done == PoolSettings("ip-hash", policy, configured="random")
+    assert after(trying, decide.switch("ip-hash")).backends == before.backends
+    same = decide.switch("random")(before)
+    assert decide.settle(before, same, False, 1.0).empty
 
 
 def test_restore_fills_a_store_that_has_lost_the_pool_and_no_other() -> None:

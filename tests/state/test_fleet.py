@@ -355,5 +355,5 @@ def test_many_claims_cost_few_calls(store_url: str, registry: Registry, tmp_path
 def test_from_config() -> None:
     snapshot = from_config("p", PoolConfig("least-connections", (BackendSpec("http://h:1", weight=3),)))
     assert snapshot.version == 0
-    assert snapshot.settings == PoolSettings("least-connections")
+    assert snapshot.settings == PoolSettings("least-connections", configured="least-connections")
     assert snapshot.backends["h:1"].weight == 3

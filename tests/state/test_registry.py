@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from lb.algorithms.eligible import eligible
+from lb.algorithms.reports import Report
 from lb.errors import StoreConflict, StoreError
-from lb.model import Backend, Health, HealthPolicy, PoolSettings, Snapshot
+from lb.model import Backend, Health, HealthPolicy, PoolSettings, ReportPolicy, Snapshot
 from lb.settings import BackendSpec, PoolConfig
 from lb.state import changes, decide
 from lb.state.decide import Change
 from lb.state.keys import HEALTH_LEASE, POOLS, PoolKeys
-from lb.state.registry import TRIES, BackendStatus, Registry
+from lb.state.registry import TRIES, BackendStatus, Registry, Trial
 from tests.state.pool import Pool
 from tests.state.servers import Server
 
@@ -181,6 +182,72 @@ def test_what_cannot_be_read_is_an_error_of_the_store(registry: Registry) -> Non
     registry.client.hset(PoolKeys("p").members, "a", b"nonsense")
     with pytest.raises(StoreError, match="pool p in the store cannot be read"):
         registry.load("p")
+
+
+# comparing two algorithms
+
+
+def test_what_two_algorithms_did_adds_up_while_they_are_compared(registry: Registry) -> None:
+    registry.change("p", decide.declare(PoolConfig("random")))
+    assert registry.pool_status("p").trial == ()
+    registry.change("p", decide.switch("least-time", 0.1))
+    assert registry.pool_status("p").trial == (Trial("random", 0, 0, 0.0), Trial("least-time", 0, 0, 0.0))
+    registry.add_trial("p", {False: (9, 1, 4.5), True: (1, 0, 0.25)})
+    registry.add_trial("p", {False: (1, 0, 0.5)})
+    mine, its = registry.pool_status("p").trial
+    assert mine == Trial("random", 10, 1, 5.0)
+    assert its == Trial("least-time", 1, 0, 0.25)
+    assert (mine.mean, its.mean, Trial("random", 0, 0, 0.0).mean) == (0.5, 0.25, 0.0)
+
+
+def test_another_comparison_begins_at_nothing(registry: Registry) -> None:
+    registry.change("p", decide.declare(PoolConfig("random")))
+    registry.change("p", decide.switch("least-time", 0.1))
+    counted = {False: (9, 1, 4.5), True: (1, 0, 0.25)}
+    registry.add_trial("p", counted)
+    registry.change("p", decide.add(A))  # no other comparison
+    assert [each.requests for each in registry.pool_status("p").trial] == [9, 1]
+    registry.change("p", decide.switch("ip-hash", 0.1))
+    assert registry.pool_status("p").trial == (Trial("random", 0, 0, 0.0), Trial("ip-hash", 0, 0, 0.0))
+    registry.add_trial("p", counted)
+    registry.change("p", decide.switch("ip-hash", 0))
+    assert registry.pool_status("p").trial == ()
+    assert not registry.client.exists(PoolKeys("p").trial)
+
+
+# what backends report
+
+
+def reported(registry: Registry, algorithm: str, blackout: float) -> None:
+    backends = (BackendSpec("http://a:80", 4, id="a"), BackendSpec("http://b:80", 4, id="b"))
+    policy = ReportPolicy(period=30.0, blackout=blackout)
+    registry.change("p", decide.declare(PoolConfig(algorithm, backends, report=policy)))
+
+
+def test_reports_are_smoothed_and_change_the_turns(registry: Registry, pool: Pool) -> None:
+    reported(registry, "resource-based", blackout=0.0)
+    assert registry.report("p", "b", Report(1.0, cpu=0.25, load=0.75)) == pytest.approx(0.25)
+    pool.scripts.lease(pool.keys, "w", "e", {})
+    assert abs(pool.claim(100).count("b") - 20) <= 1
+    # Right after it another one hardly counts: it fades in over two periods.
+    assert 0.25 <= registry.report("p", "b", Report(2.0, load=0.0)) < 0.3
+
+
+def test_a_new_backend_keeps_its_weight_through_the_blackout(registry: Registry, pool: Pool) -> None:
+    reported(registry, "resource-based", blackout=60.0)
+    assert registry.report("p", "b", Report(1.0, load=0.75)) == pytest.approx(0.25)
+    pool.scripts.lease(pool.keys, "w", "e", {})
+    assert abs(pool.claim(100).count("b") - 50) <= 1
+
+
+def test_a_report_of_nobody_is_refused(registry: Registry) -> None:
+    with pytest.raises(KeyError):
+        registry.report("p", "a", Report(1.0, load=0.5))
+    reported(registry, "random", blackout=0.0)
+    registry.change("p", decide.remove("a"))
+    with pytest.raises(KeyError):
+        registry.report("p", "a", Report(1.0, load=0.5))
+    assert registry.report("p", "b", Report(1.0, load=0.5)) == pytest.approx(0.5)
 
 
 # who probes
