@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -215,7 +215,9 @@ class Load:
     """Clients that send GETs over kept-alive connections, one after the other, in a thread.
 
     `failures` tells of every request that did not get the answer `wanted`; a connection that the other side
-    closed between two requests is opened anew, which is no failure.
+    closed between two requests is opened anew, which is no failure. `target`, or a function of the number of
+    the request, may have `{source}` in it: the address that its client connects from, one of `sources` in
+    turn. `field` gives one more field of a request by its number.
     """
 
     def __init__(
@@ -226,7 +228,13 @@ class Load:
         total: int | None = None,
         wanted: int = 200,
         tls: ssl.SSLContext | None = None,
+        host: str = "load",
+        sources: Sequence[str] = ("127.0.0.1",),
+        field: Callable[[int], str] | None = None,
     ) -> None:
+        self._host = host.encode()
+        self._sources = sources
+        self._field = field
         self._tls: dict[str, Any] = {"ssl": tls, "server_hostname": "localhost"} if tls else {}
         self.done = 0
         self.statuses: Counter[int] = Counter()
@@ -277,10 +285,13 @@ class Load:
 
     async def _client(self, number: int) -> None:
         port = self._ports[number % len(self._ports)]
+        source = self._sources[number % len(self._sources)]
         reader: asyncio.StreamReader | None = None
         writer: asyncio.StreamWriter | None = None
         while (turn := self._next()) is not None:
             target = self._target if isinstance(self._target, str) else self._target(turn)
+            target = target.replace("{source}", source)
+            more = self._field(turn).encode() + b"\r\n" if self._field else b""
             began = time.perf_counter()
             stage = "connecting"
             try:
@@ -288,9 +299,13 @@ class Load:
                     if reader is None or writer is None or reader.at_eof() or writer.is_closing():
                         if writer is not None:
                             writer.close()
-                        reader, writer = await asyncio.open_connection("127.0.0.1", port, **self._tls)
+                        reader, writer = await asyncio.open_connection(
+                            "127.0.0.1", port, local_addr=(source, 0), **self._tls
+                        )
                     stage = "sending"
-                    writer.write(b"GET %b HTTP/1.1\r\nHost: load\r\n\r\n" % target.encode())
+                    writer.write(
+                        b"GET %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (target.encode(), self._host, more)
+                    )
                     stage = "waiting for the head"
                     head = await reader.readuntil(b"\r\n\r\n")
                     stage = "reading the body"

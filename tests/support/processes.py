@@ -317,9 +317,9 @@ class System:
         """Start `lb-health` for a balancer's store."""
         return self.process("health", "-m", "lb.health.cli", "--interval", str(interval), env=balancer.env)
 
-    def plain_backend(self, port: int = 0) -> PlainBackend:
-        """Start a backend process that counts its requests."""
-        made = PlainBackend(self.process("backend", "-m", "tests.support.counting", str(port)))
+    def plain_backend(self, port: int = 0, delay: float = 0.0) -> PlainBackend:
+        """Start a backend process that counts its requests, and answers after `delay` seconds."""
+        made = PlainBackend(self.process("backend", "-m", "tests.support.counting", str(port), str(delay)))
         made.wait()
         return made
 
@@ -358,8 +358,15 @@ class PlainBackend:
         return f"http://{self.id}"
 
     def counts(self) -> dict[str, int]:
-        """Requests by path; the question itself is not counted."""
-        with urllib.request.urlopen(f"{self.url}/__counts", timeout=10) as answer:
+        """Requests by path, without the query; the question itself is not counted."""
+        return self._ask("/__counts")
+
+    def most(self) -> dict[str, int]:
+        """The most requests that were under way at one time, by path."""
+        return self._ask("/__most")
+
+    def _ask(self, path: str) -> dict[str, int]:
+        with urllib.request.urlopen(self.url + path, timeout=10) as answer:
             found: dict[str, int] = json.load(answer)
         return found
 
