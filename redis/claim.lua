@@ -23,7 +23,7 @@
 -- in the lease change together, so that whoever reaps the lease gives back exactly what it took.
 --
 -- Commands in here do not grow with the batch: one ZRANGE, two HMGET, two HSET, one ZADD; more only when a cap was
--- reached, a removed backend was given back, no candidate was free, or latencies or reports are asked for. A lease
+-- reached, a removed backend was given back, a candidate was not free, or latencies or reports are asked for. A lease
 -- keeps fields that reached 0: deleting them would be one more command in every call, and there are at
 -- most as many as the pool has backends.
 
@@ -59,7 +59,7 @@ local function number(id)
 end
 
 -- The claims that say more: who may not be taken, how many names that can skip, and by which rule whom to take.
-local excluded, rule, candidates, names, ruled, timed = {}, {}, {}, 0, 0, false
+local excluded, rule, candidates, rest, names, ruled, timed = {}, {}, {}, {}, 0, 0, false
 for j = first_spec, #ARGV do
   local spec = ARGV[j]
   local kind, wanted, without = string.match(spec, '^([^\t]*)\t([^\t]*)\t(.*)$')
@@ -74,7 +74,14 @@ for j = first_spec, #ARGV do
   end
   if kind ~= '' then
     local list = {}
-    for id in string.gmatch(wanted, '[^\n]+') do list[#list + 1] = number(id) end
+    if kind == 'l' or kind == 't' then
+      for id in string.gmatch(wanted, '[^\n]+') do list[#list + 1] = number(id) end
+    else
+      -- Nearly always the first will do: the others are looked at when it does not.
+      local first, others = string.match(wanted, '^([^\n]+)\n?(.*)$')
+      if first then list[1] = number(first) end
+      if others and others ~= '' then rest[claim] = others end
+    end
     rule[claim], candidates[claim] = kind, list
     ruled = ruled + 1
     if kind == 't' then timed = true end
@@ -270,8 +277,8 @@ local function count_pick(n)
   changed[n] = true
 end
 
--- The candidate that the rule of a claim takes; nil: none of them is free.
-local function choose(claim)
+-- The candidate that the rule of a claim takes, of those that have a number; nil: none of them is free.
+local function best_of(claim)
   local kind, list, best, lowest = rule[claim], candidates[claim], nil, nil
   if kind == 'f' then
     for j = 1, #list do
@@ -309,6 +316,21 @@ local function choose(claim)
     end
   end
   return best
+end
+
+-- The same of all its candidates. Who is looked at late is so for all claims that are left, in one step.
+local function choose(claim)
+  local n = best_of(claim)
+  if n or not rest[claim] then return n end
+  for one = claim, claims do
+    if rest[one] then
+      local list = candidates[one]
+      for id in string.gmatch(rest[one], '[^\n]+') do list[#list + 1] = number(id) end
+      rest[one] = nil
+    end
+  end
+  read_on()
+  return best_of(claim)
 end
 
 -- Claims with candidates. The order stands as it is, but for loads and for who is full now.
