@@ -8,6 +8,7 @@ NEWEST := $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 p
 PYTHON ?= $(NEWEST)
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+SCALE_ARGS ?=
 # What the bench measures: one installation with the hot path compiled (beside its source a compiled module would
 # hide every edit) and one without, both on the fastest interpreter there is.
 COMPILED := .venv-compiled
@@ -19,7 +20,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz check format loadtest bench differential docs clean
+.PHONY: help demo test fuzz check format loadtest bench scale differential docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -49,6 +50,9 @@ loadtest: $(VENV)/.loadtest ## Locust with 200 users against the whole system
 
 bench: $(VENV)/.bench $(COMPILED)/.done $(PLAIN)/.done ## side by side with nginx, HAProxy, Envoy and Caddy (needs wrk)
 	@exec $(BIN)/python -m loadtest.bench --python $(COMPILED)/bin/python --plain-python $(PLAIN)/bin/python $(BENCH_ARGS)
+
+scale: $(VENV)/.bench $(COMPILED)/.done ## each algorithm with 10, 1,000 and 10,000 backends (needs wrk)
+	@exec $(BIN)/python -m loadtest.scale --python $(COMPILED)/bin/python $(SCALE_ARGS)
 
 differential: $(VENV)/.dev $(VENV)/.bench ## the HTTP cases against nginx, HAProxy, Envoy and Caddy, too
 	$(BIN)/python -m tests.http.differential --write

@@ -24,7 +24,8 @@ class WrkError(RuntimeError):
 class Scenario:
     """What the clients do: requests for `path` over `connections` kept-alive connections.
 
-    `upload` is the size of a request's body in bytes, 0 for a GET.
+    `upload` is the size of a request's body in bytes, 0 for a GET. With `keys` requests come, by their
+    `X-Forwarded-For`, from so many clients in turn, each of which asks for a path of its own below `path`.
     """
 
     name: str
@@ -32,6 +33,14 @@ class Scenario:
     path: str
     connections: int
     upload: int = 0
+    keys: int = 0
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """What `templates/wrk.lua` is told."""
+        if self.keys:
+            return "keys", str(self.keys)
+        return ("upload", str(self.upload)) if self.upload else ("get",)
 
 
 KINDS = ("get", "download", "upload")
@@ -96,7 +105,7 @@ def run(program: Path, scenario: Scenario, port: int, *, seconds: int, core: int
         f"--script={SCRIPT}",
         f"http://127.0.0.1:{port}{scenario.path}",
         "--",
-        *(["upload", str(scenario.upload)] if scenario.upload else ["get"]),
+        *scenario.told,
     ]
     with on_core(core):
         done = subprocess.run(argv, capture_output=True, text=True, timeout=seconds + 60, check=False)

@@ -1,9 +1,19 @@
 -- wrk's script: what to send, and the result as one line of JSON.
--- Arguments: "get", or "upload" and the size of the body in bytes.
+-- Arguments: "get", or "upload" and the size of the body in bytes, or "keys" and the number of clients and paths.
 function init(args)
   if args[1] == "upload" then
     wrk.method = "POST"
     wrk.body = string.rep("x", tonumber(args[2]))
+  elseif args[1] == "keys" then
+    local requests, at = {}, 0
+    for n = 1, tonumber(args[2]) do
+      local client = string.format("10.%d.%d.1", n / 256, n % 256)
+      requests[n] = wrk.format(nil, wrk.path .. n, { ["X-Forwarded-For"] = client })
+    end
+    function request()
+      at = at % #requests + 1
+      return requests[at]
+    end
   end
 end
 
