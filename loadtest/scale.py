@@ -2,9 +2,9 @@
 
     python -m loadtest.scale
 
-For each number of backends a balancer with one worker and a store of its own, all of them on one core; clients (wrk)
-and backends on another. The names of a pool share two addresses, so that what differs is the choice, not how many
-connections are kept. Requests come from 1,000 addresses and ask for 1,000 paths.
+For each number of backends a balancer with one worker and a store of its own, all of them on one core;
+clients (wrk) and backends on another. The names of a pool share two addresses, so that what differs is the
+choice, not how many connections are kept. Requests come from 1,000 addresses and ask for 1,000 paths.
 
 Printed are requests per second and processor time per request, worker and store together, as medians over
 interleaved rounds. Fails (exit 1) when 10,000 backends cost more than `--most` times what 10 do.
@@ -75,7 +75,9 @@ class Run:
 class Balancer:
     """One worker and its store, for a pool of so many names. Raises NotReadyError."""
 
-    def __init__(self, children: Children, count: int, backends: Sequence[int], python: Path, core: int) -> None:
+    def __init__(
+        self, children: Children, count: int, backends: Sequence[int], python: Path, core: int
+    ) -> None:
         self.count = count
         self.names = [f"b{number:05}" for number in range(count)]
         folder = children.folder / f"of{count}"
@@ -216,7 +218,9 @@ def _names(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @click.option("--connections", default=64, show_default=True, type=click.IntRange(1, 4096))
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1, 50))
 @click.option("--seconds", default=2, show_default=True, type=click.IntRange(1, 60))
-@click.option("--most", default=1.25, show_default=True, help="What the most may cost over what the fewest do.")
+@click.option(
+    "--most", default=1.25, show_default=True, help="What the most may cost over what the fewest do."
+)
 @click.option(
     "--python",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

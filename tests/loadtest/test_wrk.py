@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from loadtest.bench.wrk import ERROR_KINDS, MIB, WrkError, parse, scenarios
+from loadtest.bench.wrk import ERROR_KINDS, MIB, Scenario, WrkError, parse, scenarios
 
 TOLD = {
     "requests": 1000,
@@ -58,3 +58,9 @@ def test_scenarios_by_kind() -> None:
     ]
     assert [one.title for one in found[:2]] == ["small GETs, 1 connection", "small GETs, 64 connections"]
     assert scenarios([], [1]) == []
+
+
+def test_what_the_script_is_told() -> None:
+    assert Scenario("s", "t", "/", 1).told == ("get",)
+    assert Scenario("s", "t", "/", 1, upload=MIB).told == ("upload", str(MIB))
+    assert Scenario("s", "t", "/", 1, keys=1000).told == ("keys", "1000")

@@ -28,6 +28,25 @@ def test_the_first_that_is_free(pool: Pool, algorithm: str) -> None:
     assert pool.in_flight() == pool.held() == {"a": 1, "b": 2, "c": 3}
 
 
+def test_who_is_behind_a_free_candidate_is_not_read(pool: Pool) -> None:
+    """And when somebody must be, all that are left are, in one step."""
+
+    def reads() -> int:
+        stats: Any = pool.client.info("commandstats")
+        return int(stats["cmdstat_hmget"]["calls"])
+
+    pool.make(BY_TURNS, "abcdefgh")
+    pool.client.config_resetstat()
+    assert ruled(pool, "f", "abcdefgh", 5) == ["a"] * 5
+    assert reads() == 2
+    pool.commit([put("a", cap=1), put("b", cap=2), put("e", cap=1)])
+    pool.release(*"aaaa")
+    pool.client.config_resetstat()
+    wishes = [("f", "abc", ""), ("f", "bca", ""), ("f", "abe", ""), ("f", "ef", ""), ("f", "eg", "")]
+    assert pool.call(5, rules=wishes)[1] == ["b", "b", "e", "f", "g"]
+    assert reads() == 4
+
+
 @pytest.mark.parametrize("algorithm", [BY_TURNS, BY_LOAD])
 def test_without_a_free_candidate_it_goes_to_who_is_next(pool: Pool, algorithm: str) -> None:
     pool.make(algorithm, "abcd")
