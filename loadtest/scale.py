@@ -238,7 +238,8 @@ def main(
 ) -> None:
     """Measure what each algorithm costs with few and with many backends."""
     try:
-        runs = perform(algorithms, counts, connections, rounds, seconds, python)
+        # Not resolved: it is the link in an environment that makes it that environment's.
+        runs = perform(algorithms, counts, connections, rounds, seconds, python.absolute())
     except (FileNotFoundError, NotReadyError, wrk.WrkError) as exc:
         raise click.ClickException(str(exc)) from None
     click.echo(table(runs, counts))
