@@ -51,6 +51,11 @@ class Backend(msgspec.Struct, frozen=True, omit_defaults=False):
         return self.admin == "ready" and self.weight > 0 and self.health in ("unknown", "up")
 
     @property
+    def keeps_sessions(self) -> bool:
+        """May this backend serve clients that belong to it? Drained, or at weight 0, it goes on with them."""
+        return self.health in ("unknown", "up")
+
+    @property
     def state(self) -> State:
         """One word for people: draining first, then what the probes say."""
         return "drain" if self.admin == "drain" else self.health

@@ -13,7 +13,9 @@
 --         "t"  the candidate with the least peak EWMA times its connections, the new one included
 --         "s"  the candidate with the fewest connections over its weight, also of backups that stand by
 --         "b" and a number x: the first candidate with fewer than x * weight * (all connections + 1)
---       Of equal ones the first is taken.
+--       Of equal ones the first is taken. After an "o" the first candidate is the one that the client belongs to: it
+--       takes the claim if it is a member and has a free slot, also at weight 0 (drained, say; its worker does not ask
+--       for one that is down); else the rule behind the "o" says which of the other candidates does.
 --       When no candidate may take it, it goes to who is next in the order.
 -- Returns { version, one entry per claim: backend id, or nil when no backend may take it }
 --       { -1 } and nothing done when the lease is not at this epoch (reaped, or opened anew)
@@ -74,7 +76,7 @@ for j = first_spec, #ARGV do
   end
   if kind ~= '' then
     local list = {}
-    if kind == 'l' or kind == 't' then
+    if string.find(kind, '^o?[lt]$') then
       for id in string.gmatch(wanted, '[^\n]+') do list[#list + 1] = number(id) end
     else
       -- Nearly always the first will do: the others are looked at when it does not.
@@ -84,7 +86,7 @@ for j = first_spec, #ARGV do
     end
     rule[claim], candidates[claim] = kind, list
     ruled = ruled + 1
-    if kind == 't' then timed = true end
+    if kind == 't' or kind == 'ot' then timed = true end
   end
 end
 
@@ -280,6 +282,12 @@ end
 -- The candidate that the rule of a claim takes, of those that have a number; nil: none of them is free.
 local function best_of(claim)
   local kind, list, best, lowest = rule[claim], candidates[claim], nil, nil
+  if string.sub(kind, 1, 1) == 'o' then
+    local own = list[1]
+    if weight[own] ~= GONE and (cap[own] == 0 or inflight[own] < cap[own]) then return own end
+    kind = string.sub(kind, 2)
+    if kind == '' then return nil end
+  end
   if kind == 'f' then
     for j = 1, #list do
       if free(list[j]) then return list[j] end

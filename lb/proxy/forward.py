@@ -51,7 +51,11 @@ class ClaimSource(Protocol):
     def asks(self) -> bool: ...
     def canary_is_next(self) -> bool: ...
     def claim(
-        self, exclude: Sequence[str] = (), request: HeadRequest | None = None, canary: bool = False
+        self,
+        exclude: Sequence[str] = (),
+        request: HeadRequest | None = None,
+        canary: bool = False,
+        own: str = "",
     ) -> Backend | None: ...
     def release(self, name: str, took: float = -1.0) -> None: ...
     def tally(self, canary: bool, ok: bool, took: float) -> None: ...
@@ -235,11 +239,13 @@ class Forwarder:
         started: float,
         interim: Callable[[bytes], None] | None = None,
         upgrade: bool = False,
+        own: str = "",
     ) -> Answer:
         """The first answer a backend gives to the request with this `head` (whole) and `body`.
 
         `entry` says what it is, and is filled in on the way. `interim` takes the heads of interim answers;
-        `upgrade`: the request asks for another protocol. Raises ProxyError when there is no answer.
+        `upgrade`: the request asks for another protocol. `own`: the backend that the client belongs to, which
+        gets the request if it can. Raises ProxyError when there is no answer.
         """
         method = entry.method
         idempotent = method in IDEMPOTENT
@@ -254,12 +260,12 @@ class Forwarder:
         failure: ProxyError | None = None
         entry.pool = self.pool
         # Nothing of this is known, or wanted, by algorithms that look at no request and at no time.
-        special, asked, canary, took, began = self.claims.special, None, False, -1.0, started
+        special, asked, canary, took, began = self.claims.special or own != "", None, False, -1.0, started
         if special:
             asked = HeadRequest(head, entry.client, entry.target) if self.claims.asks else None
             canary = self.claims.canary_is_next()
         while len(tried) < self._attempts:
-            backend = self._claim(tried, asked, canary) if special else self._claim(tried)
+            backend = self._claim(tried, asked, canary, own) if special else self._claim(tried)
             if backend is None:
                 break
             if special:

@@ -172,16 +172,18 @@ class Claims:
         exclude: Sequence[str] = (),
         request: Request | None = None,
         canary: bool = False,
+        own: str = "",
     ) -> Backend | None:
-        """Take a backend, not one of `exclude`; None when none may take it. `switch` lets `waiter` wait.
+        """Take a backend, `own` if it can, not one of `exclude`; None when none may take it. `switch` lets
+        `waiter` wait.
 
         A request that others have failed (`exclude`) and that nobody else may take gets a backup.
         """
         picker = self._picker
         if canary and self._canary is not None:
-            wish = CANARY + self._canary.wish(exclude, request)
+            wish = CANARY + self._canary.wish(exclude, request, own)
         else:
-            wish = picker.wish(exclude, request) if exclude or picker.ruled else PLAIN
+            wish = picker.wish(exclude, request, own) if exclude or own or picker.ruled else PLAIN
         pick = self._take(waiter, switch, wish)
         if pick is None and exclude:
             last = self._picker.last_resort(exclude)

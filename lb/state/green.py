@@ -42,10 +42,14 @@ class GreenClaims:
         return self._claims.canary_is_next()
 
     def claim(
-        self, exclude: Sequence[str] = (), request: Request | None = None, canary: bool = False
+        self,
+        exclude: Sequence[str] = (),
+        request: Request | None = None,
+        canary: bool = False,
+        own: str = "",
     ) -> Backend | None:
-        """A backend that is not in `exclude`, or None when none may take a request."""
-        return self._claims.claim(getcurrent(), self._switch, exclude, request, canary)
+        """A backend that is not in `exclude`, `own` if it can; None when none may take a request."""
+        return self._claims.claim(getcurrent(), self._switch, exclude, request, canary, own)
 
 
 class GreenRuntime:

@@ -26,6 +26,9 @@ CANARY = "\x01"
 LAST_RESORT = "s"
 """The rule that lets backups have a request that stand by."""
 
+OWN = "o"
+"""What a rule begins with when the first candidate is the client's own backend."""
+
 _CODES = {"first": "f", "least-load": "l", "least-time": "t"}
 
 
@@ -66,13 +69,17 @@ class Picker:
             _LOG.error("pool %s goes on by turns here: %s", self.snapshot.pool, exc)
             return algorithm(DEFAULT_ALGORITHM)(self.snapshot)
 
-    def wish(self, exclude: Sequence[str], request: Request | None) -> str:
-        """The wish of a claim that must not get a backend of `exclude`."""
+    def wish(self, exclude: Sequence[str], request: Request | None, own: str = "") -> str:
+        """The wish of a claim that must not get a backend of `exclude`, and gets `own` if that is free."""
         without = "\n".join(exclude)
+        named = []
         if self.ruled:
             named = [name for name in self._candidates(request) if name not in exclude]
-            if named:
-                return f"{self._code}\t{chr(10).join(named)}\t{without}"
+        if own and own not in exclude:
+            named = [own, *(name for name in named if name != own)]
+            return f"{OWN}{self._code if named[1:] else ''}\t{chr(10).join(named)}\t{without}"
+        if named:
+            return f"{self._code}\t{chr(10).join(named)}\t{without}"
         return f"\t\t{without}" if exclude else PLAIN
 
     def last_resort(self, exclude: Sequence[str]) -> str:
@@ -115,8 +122,14 @@ class Picker:
         code, candidates, exclude = wish.split("\t") if wish else ("", "", "")
         if code == LAST_RESORT:
             return self.local.last_resort(exclude.split("\n"))
-        return self.local.pick(
-            exclude.split("\n") if exclude else (),
-            candidates.split("\n") if candidates else (),
-            first=code[:1] in ("f", "b"),
-        )
+        names = candidates.split("\n") if candidates else []
+        if code[:1] == OWN:
+            own = self.snapshot.backends.get(names.pop(0))
+            code = code[1:]
+            if own is not None and own.keeps_sessions and not self._full(own):
+                # Who takes nobody else is not in the order.
+                return self.local.pick((), (own.id,)) if own.available else own
+        return self.local.pick(exclude.split("\n") if exclude else (), names, first=code[:1] in ("f", "b"))
+
+    def _full(self, backend: Backend) -> bool:
+        return 0 < backend.max_connections <= self._held.get(backend.id, 0)

@@ -128,9 +128,13 @@ class ThreadClaims:
             self._claims.tally(canary, ok, took)
 
     def claim(
-        self, exclude: Sequence[str] = (), request: Request | None = None, canary: bool = False
+        self,
+        exclude: Sequence[str] = (),
+        request: Request | None = None,
+        canary: bool = False,
+        own: str = "",
     ) -> Backend | None:
-        """A backend that is not in `exclude`, or None when none may take a request."""
+        """A backend that is not in `exclude`, `own` if it can; None when none may take a request."""
         claims, lock = self._claims, self._link.lock
         box = _Box(lock)
 
@@ -147,7 +151,7 @@ class ThreadClaims:
             return box.pick
 
         with lock:
-            return claims.claim(box, wait, exclude, request, canary)
+            return claims.claim(box, wait, exclude, request, canary, own)
 
     def release(self, name: str, took: float = -1.0) -> None:
         """Give back what a claim took; `took`: seconds until the answer."""

@@ -77,11 +77,15 @@ class Turns:
         self.tallies.append((canary, ok))
 
     def claim(
-        self, exclude: Sequence[str] = (), request: HeadRequest | None = None, canary: bool = False
+        self,
+        exclude: Sequence[str] = (),
+        request: HeadRequest | None = None,
+        canary: bool = False,
+        own: str = "",
     ) -> Member | None:
         assert canary is self.special
         self.requests.append(request)
-        for member in self.members:
+        for member in sorted(self.members, key=lambda member: member.id != own):
             if member.id not in exclude:
                 self.members.remove(member)
                 self.members.append(member)
@@ -114,13 +118,17 @@ class Proxy:
         theirs.sendall(data)
         return BodyReader(conn, length, buffered, client_fault)
 
-    def forward(self, method: str = "GET", body: BodyReader | None = None, target: str = "/x") -> Answer:
+    def forward(
+        self, method: str = "GET", body: BodyReader | None = None, target: str = "/x", own: str = ""
+    ) -> Answer:
         framing = "" if body is None else f"Content-Length: {body.length}\r\n"
         if body is not None and body.length == CHUNKED:
             framing = "Transfer-Encoding: chunked\r\n"
         head = f"{method} {target} HTTP/1.1\r\nHost: h\r\n{framing}\r\n".encode()
         self.entry = Entry(time.time(), "id", "1.2.3.4", method, "h", target)
-        return in_greenlet(lambda: self.forwarder.forward(self.entry, head, body, time.perf_counter()))
+        return in_greenlet(
+            lambda: self.forwarder.forward(self.entry, head, body, time.perf_counter(), own=own)
+        )
 
     def call(
         self, method: str = "GET", body: BodyReader | None = None, target: str = "/x"
@@ -257,6 +265,21 @@ def test_what_algorithms_want_to_know(make: Make) -> None:
         assert asked is proxy.claims.requests[3]
         assert (asked.client, asked.target, asked.header("host")) == ("1.2.3.4", "/here", "h")
         assert proxy.claims.tallies[:2] == [(True, True), (True, False)]
+
+
+def test_the_clients_own_backend_is_asked_for(make: Make) -> None:
+    with Backend() as first, Backend() as second, refusing() as dead:
+        proxy = make(first, second)
+        for one in (second, second, first, second):
+            answer = proxy.forward(own=one.url)
+            assert answer.backend.url == one.url
+            answer.close()
+        proxy.claims.members.append(Member(id=dead, url=dead))
+        answer = proxy.forward(own=dead)
+        assert answer.backend.url in (first.url, second.url)
+        answer.close()
+        assert proxy.claims.claimed[-2] == dead
+        assert sorted(proxy.claims.claimed) == sorted(proxy.claims.released)
 
 
 def test_fields_go_on_as_wsgi_wants_them(make: Make) -> None:

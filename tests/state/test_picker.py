@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import ClassVar
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -129,3 +130,35 @@ def test_backups_are_named_only_when_they_serve(name: str) -> None:
     code, named = candidates(*down, backup)
     assert named == {"c"}
     assert not code.startswith("b") or code == f"b{1.25 / 3:.9g}"
+
+
+def test_the_clients_own_backend_comes_first() -> None:
+    assert made("round-robin").wish((), None, "b") == "o\tb\t"
+    assert made("round-robin").wish(("a",), None, "b") == "o\tb\ta"
+    assert made("round-robin").wish(("b",), None, "b") == "\t\tb"
+    kind, candidates, excluded = made("ip-hash").wish(("c",), REQUEST, "b").split("\t")
+    assert (kind, candidates.split("\n"), excluded) == ("of", ["b", "a"], "c")
+    kind, candidates, _ = made("least-time").wish((), None, "b").split("\t")
+    assert kind == "ot"
+    assert candidates.startswith("b\n")
+    assert candidates.count("b") == 1
+
+
+def test_local_picks_know_the_clients_own_backend() -> None:
+    held: dict[str, int] = {}
+    picker = made("least-connections", held)
+    backends = dict(picker.snapshot.backends)
+    backends["b"] = Backend(id="b", url="http://b:1", admin="drain", max_connections=1)
+    backends["c"] = Backend(id="c", url="http://c:1", health="down")
+    picker = Picker("least-connections", msgspec.structs.replace(picker.snapshot, backends=backends), held)
+
+    def pick(wish: str) -> str:
+        found = picker.pick(wish)
+        assert found is not None
+        held[found.id] = held.get(found.id, 0) + 1
+        return found.id
+
+    assert [pick("o\ta\t"), pick("o\ta\t")] == ["a", "a"]
+    # One that is drained goes on with its clients up to its cap; one that is down or gone has none.
+    assert [pick("o\tb\t"), pick("o\tb\t")] == ["b", "a"]
+    assert [pick("o\tc\t"), pick("of\tx\na\t"), pick("")] == ["a", "a", "a"]

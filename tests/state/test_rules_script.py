@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from random import Random
 from typing import Any
 
 import pytest
@@ -247,3 +248,102 @@ def test_who_stood_by_serves_with_its_count_and_its_cap(pool: Pool, algorithm: s
     assert pool.in_flight() == pool.held() == {}
     pool.commit(delete=["b"])
     assert "b" not in pool.records() or pool.records()["b"].in_flight == 0
+
+
+# The client's own backend.
+
+ORDERS = ("round-robin", "weighted-round-robin", "resource-based", "least-connections", BY_LOAD)
+
+
+@pytest.mark.parametrize("algorithm", ORDERS)
+def test_a_client_gets_its_own_backend(pool: Pool, algorithm: str) -> None:
+    pool.make(algorithm, "abc")
+    assert ruled(pool, "o", "b", 5) == ["b"] * 5
+    assert pool.in_flight() == pool.held() == {"b": 5}
+    for kind in ("of", "ol", "ot", "ob1.25"):
+        assert ruled(pool, kind, "bac") == ["b"]
+    # When that is full, or no member any more, the rule says who does.
+    pool.commit([put("b", cap=9)])
+    for kind in ("of", "ol", "ob9"):
+        assert ruled(pool, kind, "bc") == ["c"]
+    assert ruled(pool, "ot", "bca", excluded="b") == ["a"]
+    pool.commit(delete=["b"])
+    assert ruled(pool, "o", "b") != ["b"]
+    assert ruled(pool, "o", "x") != [None]
+
+
+def test_behind_the_own_backend_latencies_count(pool: Pool) -> None:
+    pool.make(BY_TURNS, "abc")
+    took(pool, "a", 0.1)
+    took(pool, "b", 0.03)
+    pool.commit([put("c", cap=1)])
+    assert ruled(pool, "ot", "cab", 5) == ["c", "b", "b", "b", "a"]
+
+
+def test_by_turns_clients_that_come_back_take_nobodys_turn(pool: Pool) -> None:
+    pool.make(BY_TURNS, "abc")
+    taken: list[str | None] = []
+    for _ in range(4):
+        assert pool.call(3, rules=[("o", "b", "")] * 2)[1][1:] == ["b", "b"]
+        assert ruled(pool, "o", "b") == ["b"]
+        taken += pool.claim(2)
+    # One of each call of three, and two more: twelve new clients, four for each backend.
+    assert Counter(pool.in_flight()) == {"a": 4, "b": 4 + 12, "c": 4}
+
+
+@pytest.mark.parametrize("algorithm", ORDERS)
+def test_a_drained_backend_serves_its_own_clients_only(pool: Pool, algorithm: str) -> None:
+    pool.make(algorithm, "ab", cap=3)
+    pool.commit([put("a", cap=3, available=False)])
+    assert ruled(pool, "ol", "ab", 4) == ["a", "a", "a", "b"]
+    assert list(pool.order()) == ["b"]
+    pool.release("a")
+    assert ruled(pool, "o", "a") == ["a"]
+    assert list(pool.order()) == ["b"]
+    pool.call(0, {"a": 2, "b": 1})
+    # Back again: its cap counts what it has.
+    pool.commit([put("a", cap=3)])
+    assert sorted(filter(None, pool.call(6)[1])) == ["a", "a", "b", "b", "b"]
+    pool.call(0, {"a": 3, "b": 3})
+    assert pool.in_flight() == pool.held() == {}
+
+
+@pytest.mark.parametrize("algorithm", ORDERS)
+@pytest.mark.parametrize("canary", ["-", BY_LOAD])
+def test_the_books_agree_whatever_comes(pool: Pool, algorithm: str, canary: str) -> None:
+    chance = Random(f"{algorithm} {canary}")
+    names = "abcd"
+    members = dict.fromkeys(names, (1, 0, True))
+    pool.make(algorithm, names)
+    pool.commit(canary=canary)
+    held: list[str] = []
+    for _ in range(300):
+        what = chance.random()
+        if what < 0.1:
+            name = chance.choice(names)
+            members[name] = (chance.choice([1, 2, 5]), chance.choice([0, 2, 3]), chance.random() < 0.6)
+            weight, cap, available = members[name]
+            pool.commit([put(name, weight, cap, available)])
+        chance.shuffle(held)
+        count = chance.randrange(4)
+        back, held = held[:count], held[count:]
+        rules = [
+            (chance.choice(["o", "of", "ol", "f"]), chance.sample(names, chance.choice([1, 2])), "")
+            for _ in range(chance.randrange(3))
+        ]
+        plain = chance.randrange(2)
+        before = pool.in_flight()
+        half = canary != "-" and chance.random() < 0.5
+        picks = pool.call(plain + len(rules), Counter(back), rules=rules, canary=half)[1]
+        held += [pick for pick in picks if pick]
+        assert pool.in_flight() == pool.held() == Counter(held)
+        for name, (_, cap, available) in members.items():
+            now = held.count(name)
+            assert not cap or now <= max(cap, before.get(name, 0))
+            assert (name in pool.order()) is (available and (not cap or now < cap)), name
+        for pick, (kind, candidates, _) in zip(picks[plain:], rules, strict=True):
+            if kind[0] == "o" and pick != candidates[0]:  # only if that was full
+                _, cap, _ = members[candidates[0]]
+                assert cap
+                assert held.count(candidates[0]) >= cap
+        assert all(members[pick][2] for pick in picks[:plain] if pick)
