@@ -15,6 +15,7 @@ from typing import Any
 from lb.accesslog import Entry
 from lb.errors import NoPool, ProxyError
 from lb.service import Service
+from lb.sticky import Bond
 from lb.wsgi import (
     StartResponse,
     client_body,
@@ -61,6 +62,9 @@ def application(environ: dict[str, Any], start_response: StartResponse) -> Itera
             target, environ["lb.head"] = route.strip(target), None  # it cannot go on as it came
         head = b"".join((raw_head(environ, target), service.about_client(environ, host), b"X-Request-Id: "))
         head += entry.id.encode() + b"\r\n\r\n"
+        bond: Bond | None = None
+        if service.sticky and (sticky := service.sticky.get(route.pool)) is not None:
+            bond, head = sticky.read(head, service.scheme(environ) == "https", entry.time)
         if route.request is not None:
             line, _, lines = head.partition(b"\r\n")
             edited = route.request.apply(lines[:-2], variables(environ, entry))
@@ -68,8 +72,9 @@ def application(environ: dict[str, Any], start_response: StartResponse) -> Itera
         body = client_body(environ)
         if body is not None and service.body_limit:
             body.limit_to(service.body_limit)
+        upgrade, own = environ.get("lb.upgrade") is True, "" if bond is None else bond.backend
         answer = service.forwarders[route.pool].forward(
-            entry, head, body, started, environ.get("lb.interim"), environ.get("lb.upgrade") is True
+            entry, head, body, started, environ.get("lb.interim"), upgrade, own
         )
     except ProxyError as exc:
         entry.status, entry.code, entry.duration = exc.status, exc.code, perf_counter() - started
@@ -77,6 +82,8 @@ def application(environ: dict[str, Any], start_response: StartResponse) -> Itera
         return problem(exc, environ, start_response, entry.id)
     if route.response is not None:
         answer.lines = route.response.apply(answer.lines, variables(environ, entry))
+    if bond is not None:
+        answer.lines = bond.mark(answer.lines, answer.backend)
     start_raw: Callable[[int, str, bytes, bool], None] | None = environ.get("lb.start")
     if start_raw is not None:  # our own worker takes the fields as they came
         start_raw(answer.status, answer.reason, answer.lines, answer.measured)

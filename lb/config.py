@@ -19,6 +19,7 @@ from lb.config_checks import check_pool_name, check_value, did_you_mean, is_priv
 from lb.config_env import EnvProblem, env_values, unknown_names
 from lb.config_lines import KeyPath, find_lines, line_of, show_path
 from lb.config_rows import NAME, SECRET
+from lb.config_sticky import sticky_problems
 from lb.config_table import CONFIG_ENV, struct_of
 from lb.errors import ConfigError
 from lb.model import backend_id
@@ -282,6 +283,8 @@ class _Reader:
 
     def pool(self, name: str, pool: PoolConfig) -> None:
         self.both(pool.tls.certificate, pool.tls.key, ("pools", name, "tls"))
+        for key, what in sticky_problems(pool.sticky):
+            self.problem(("pools", name, "sticky", key), what)
         path: KeyPath = ("pools", name, "backends")
         seen: dict[str, int] = {}
         for index, spec in enumerate(pool.backends):

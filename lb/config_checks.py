@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from lb.algorithms import UnknownAlgorithm, algorithm
 from lb.algorithms import names as algorithm_names
+from lb.config_sticky import check_cookie, check_cookie_path, check_secret
 from lb.config_table import BY_KEY
 from lb.model import check_url
 from lb.state.keys import POOL_NAME
@@ -331,6 +332,9 @@ _TEXT_CHECKS: Mapping[str, Callable[[str], str]] = {
     "log.access": check_access_log,
     "pools.NAME.algorithm": check_algorithm,
     "pools.NAME.hash.key": check_hash_key,
+    "pools.NAME.sticky.cookie": check_cookie,
+    "pools.NAME.sticky.path": check_cookie_path,
+    "pools.NAME.sticky.secret": check_secret,
     "pools.NAME.host": check_upstream_host,
     "pools.NAME.tls.server_name": check_server_name,
     "pools.NAME.backends[].url": check_url,

@@ -10,7 +10,7 @@ import msgspec
 from lb.algorithms import ALGORITHMS
 
 #: Keys that are never shown, and have no flag: the arguments of a process are public.
-SECRET = frozenset({"control_token"})
+SECRET = frozenset({"control_token", "pools.NAME.sticky.secret"})
 
 #: Stands for the name of a pool in a key; an environment variable sets the pool `default`.
 NAME = "NAME"
@@ -63,11 +63,7 @@ TABLE: tuple[Setting, ...] = (
         "LB_CONTROL_TOKEN",
         "the bearer token that the control API asks for; empty: none (no flag: arguments are public)",
     ),
-    Setting(
-        "redis_url",
-        "LB_REDIS_URL",
-        "the shared state; empty: the embedded store in `runtime_dir`",
-    ),
+    Setting("redis_url", "LB_REDIS_URL", "the shared state; empty: the embedded store in `runtime_dir`"),
     Setting(
         "runtime_dir",
         "LB_RUNTIME_DIR",
@@ -144,14 +140,7 @@ TABLE: tuple[Setting, ...] = (
         "LB_PROXY_PROTOCOL",
         "does every connection to the data listener begin with a PROXY protocol header, version 1 or 2",
     ),
-    Setting(
-        "limits.request_line",
-        "LB_LIMIT_REQUEST_LINE",
-        "longest first line of a request; else 414",
-        "bytes",
-        64,
-        MIB,
-    ),
+    Setting("limits.request_line", "LB_LIMIT_REQUEST_LINE", "longest first line; else 414", "bytes", 64, MIB),
     Setting("limits.fields", "LB_LIMIT_FIELDS", "most fields of a request; else 431", low=1, high=200),
     Setting(
         "limits.field_size", "LB_LIMIT_FIELD_SIZE", "longest field of a request; else 431", "bytes", 64, MIB
@@ -237,6 +226,37 @@ TABLE: tuple[Setting, ...] = (
         "s",
         0,
         DAY,
+    ),
+    Setting(
+        "pools.NAME.sticky.cookie",
+        "LB_STICKY_COOKIE",
+        "the name of a cookie that keeps a client at its backend: docs/algorithms.md; empty: none",
+    ),
+    Setting(
+        "pools.NAME.sticky.ttl",
+        "LB_STICKY_TTL",
+        "how long it counts, prolonged while the client comes back; 0: until the browser ends",
+        "s",
+        high=400 * DAY,
+    ),
+    Setting(
+        "pools.NAME.sticky.same_site",
+        "LB_STICKY_SAME_SITE",
+        "its `SameSite`; empty: not said",
+        choices=("lax", "strict", "none", ""),
+    ),
+    Setting(
+        "pools.NAME.sticky.secure",
+        "LB_STICKY_SECURE",
+        "is it `Secure`; `auto`: for clients that come by https",
+        choices=("auto", "always", "never"),
+    ),
+    Setting("pools.NAME.sticky.http_only", "LB_STICKY_HTTP_ONLY", "is it `HttpOnly`: kept from scripts"),
+    Setting("pools.NAME.sticky.path", "LB_STICKY_PATH", "its `Path`: below which paths browsers send it"),
+    Setting(
+        "pools.NAME.sticky.secret",
+        "LB_STICKY_SECRET",
+        "what it is signed with, the same for all balancers; empty: made once, and kept in the shared state",
     ),
     Setting(
         "pools.NAME.backends",

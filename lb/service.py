@@ -19,6 +19,7 @@ from lb.routing import Router
 from lb.settings import Settings
 from lb.state.fleet import Fleet, Runtime
 from lb.state.store import store_url
+from lb.sticky import sticky_pools
 from lb.wsgi import raw_fields
 
 DEFAULT_POOL = "default"
@@ -53,6 +54,10 @@ class Service:
             name: Forwarder(name, config, self.fleet.claims_of(name), reactor, self.log, contexts[name])
             for name, config in settings.pools.items()
         }
+        #: By pool, where clients stay at their backends.
+        self.sticky = sticky_pools({name: config.sticky for name, config in settings.pools.items()})
+        for name in self.sticky:
+            self._on_update(self.fleet.claims[name].snapshot)
         # Without routes everything goes to one pool; lb.config sees to it that it is clear which.
         only = DEFAULT_POOL if DEFAULT_POOL in settings.pools else next(iter(settings.pools))
         self.router = Router(settings.routes, only)
@@ -107,6 +112,9 @@ class Service:
         forwarder = self.forwarders.get(snapshot.pool)
         if forwarder is not None:
             forwarder.keep_only({backend.url for backend in snapshot.backends.values()})
+        sticky = self.sticky.get(snapshot.pool)
+        if sticky is not None:
+            sticky.update(snapshot, self.fleet.secrets.get(snapshot.pool, b""))
 
 
 def is_bound_to(name: Any, bind: str) -> bool:

@@ -113,9 +113,23 @@ class FieldEdits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     remove: tuple[str, ...] = ()
 
 
+class StickySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The cookie that keeps a client at its backend: its name ("": there is none), its lifetime in whole
+    seconds (0: until the browser ends), its attributes, and what signs it ("": what the fleet has agreed on).
+    """
+
+    cookie: str = ""
+    ttl: int = 0
+    same_site: Literal["", "lax", "strict", "none"] = "lax"
+    secure: Literal["auto", "always", "never"] = "auto"
+    http_only: bool = True
+    path: str = "/"
+    secret: str = ""
+
+
 class PoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One `[pools.NAME]`. Timeouts and retries hold for this process; algorithm, backends, health,
-    hash, report, panic_threshold and slow_start are published to the fleet.
+    """One `[pools.NAME]`. Timeouts, retries and the sticky cookie hold for this process; algorithm, backends,
+    health, hash, report, panic_threshold and slow_start are published to the fleet.
     """
 
     algorithm: str = "round-robin"
@@ -125,6 +139,7 @@ class PoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     report: ReportPolicy = ReportPolicy()
     panic_threshold: float = 0.0
     slow_start: float = 0.0
+    sticky: StickySettings = StickySettings()
     retry: RetrySettings = RetrySettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     upstream: UpstreamSettings = UpstreamSettings()

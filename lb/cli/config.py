@@ -12,7 +12,7 @@ from lb.cli.output import json_option, print_json, print_table
 from lb.config import read
 from lb.config_checks import mask
 from lb.config_lines import KeyPath, show_path
-from lb.config_rows import SECRET
+from lb.config_rows import NAME, SECRET
 from lb.config_table import toml_value
 from lb.errors import ConfigError
 
@@ -86,6 +86,7 @@ def _flat(value: Any, path: KeyPath) -> list[tuple[KeyPath, object]]:
 
 def _hidden(path: KeyPath, value: object) -> object:
     """The value without secrets."""
-    if show_path(path) in SECRET:
+    key = ("pools", NAME, *path[2:]) if path[0] == "pools" else path
+    if show_path(key) in SECRET:
         return "***" if value else ""
     return mask(value) if isinstance(value, str) else value

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
+import secrets
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from time import monotonic
@@ -78,6 +79,8 @@ class Fleet:
         #: Why the shared state is not in use; "" while it is.
         self.degraded = "not connected yet"
         self.degraded_count = 0
+        #: What the fleet signs with, by pool, where a pool needs that and this worker knows it.
+        self.secrets: dict[str, bytes] = {}
         self._said = False
         self._url = url
         self._pools = pools
@@ -260,6 +263,10 @@ class Fleet:
         if snapshot.version == 0:
             # A store that has never seen this pool, or has lost it: give it what we know.
             snapshot = registry.change(pool, decide.restore(claims.snapshot))
+        sticky = self._pools[pool].sticky
+        if sticky.cookie and not sticky.secret:
+            # A store that has lost it gets back what the workers know.
+            self.secrets[pool] = registry.secret(pool, self.secrets.get(pool) or secrets.token_bytes(32))
         with self._link.lock:
             self._take(claims, snapshot)
             lease = self._leases[pool]

@@ -17,7 +17,7 @@ HEALTH_LEASE = "lb:health"
 class PoolKeys:
     """The keys of one pool. Raises ValueError for a name that is no pool name."""
 
-    __slots__ = ("canary", "changes", "members", "order", "pool", "state", "trial", "workers")
+    __slots__ = ("canary", "changes", "members", "order", "pool", "secret", "state", "trial", "workers")
 
     def __init__(self, pool: str) -> None:
         if not POOL_NAME.match(pool):
@@ -31,6 +31,7 @@ class PoolKeys:
         self.state = prefix + "state"
         self.order = prefix + "order"
         self.canary = prefix + "canary"
+        self.secret = prefix + "secret"
         self.trial = prefix + "trial"
         self.workers = prefix + "workers"
         self.changes = prefix + "changes"

@@ -165,6 +165,15 @@ class Registry:
         found = cast("bytes | None", self.client.hget(PoolKeys(pool).state, "_settings"))
         return _SETTINGS.decode(found) if found else PoolSettings()
 
+    def secret(self, pool: str, proposed: bytes) -> bytes:
+        """What the fleet signs with in `pool`: `proposed`, unless there is something already."""
+        key = PoolKeys(pool).secret
+        with self.client.pipeline(transaction=True) as pipe:
+            pipe.set(key, proposed, nx=True)
+            pipe.get(key)
+            _, found = pipe.execute()
+        return cast("bytes", found)
+
     def add_trial(self, pool: str, tallies: Mapping[bool, tuple[int, int, float]]) -> None:
         """Add what became of requests, of the canary (True) and of the others, to what is known of them."""
         key = PoolKeys(pool).trial

@@ -59,6 +59,7 @@ def test_check_as_json(lb: Lb, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_show_tells_values_and_where_they_came_from(lb: Lb, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("lb.toml").write_text(GOOD)
     monkeypatch.setenv("LB_WORKERS", "3")
+    monkeypatch.setenv("LB_STICKY_SECRET", "hunter2hunter2hunter2")
     monkeypatch.setenv("LB_REDIS_URL", "redis://user:hunter2@host:6379/1")
     result = lb("config", "show")
     assert (result.code, result.err) == (0, "")
@@ -67,6 +68,7 @@ def test_show_tells_values_and_where_they_came_from(lb: Lb, monkeypatch: pytest.
     assert rows["bind"] == ['"0.0.0.0:8000"', "default"]
     assert rows["pools.default.backends[0].url"] == ['"http://a:1"', "lb.toml:3"]
     assert rows["control_token"] == ['"***"', "lb.toml:1"]
+    assert rows["pools.default.sticky.secret"] == ['"***"', "LB_STICKY_SECRET"]
     assert rows["redis_url"] == ['"redis://***@host:6379/1"', "LB_REDIS_URL"]
     assert "hunter" not in result.out
     as_json = lb("config", "show", "--json")

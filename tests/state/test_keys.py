@@ -14,7 +14,7 @@ from lb.state.keys import HEALTH_LEASE, POOL_NAME, POOLS, PoolKeys
 def keys(pool: str) -> list[str]:
     """Every key of a pool, and a lease."""
     made = PoolKeys(pool)
-    return [made.members, made.state, made.order, made.workers, made.changes, made.lease("w")]
+    return [made.members, made.state, made.order, made.workers, made.changes, made.secret, made.lease("w")]
 
 
 def hash_tag(key: str) -> str:
@@ -31,6 +31,7 @@ def test_the_keys_of_a_pool() -> None:
         "lb:{web}:order",
         "lb:{web}:workers",
         "lb:{web}:changes",
+        "lb:{web}:secret",
         "lb:{web}:lease:w",
     ]
     assert PoolKeys("web").pool == "web"
@@ -53,7 +54,7 @@ def test_what_is_no_pool_name(name: str) -> None:
 def test_no_two_pools_share_a_key(one: str, other: str) -> None:
     names = {name for name in (one, other) if POOL_NAME.match(name)}
     made = [key for name in names for key in keys(name)]
-    assert len(set(made)) == 6 * len(names)
+    assert len(set(made)) == 7 * len(names)
     assert not {POOLS, HEALTH_LEASE} & set(made)
 
 

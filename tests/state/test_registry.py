@@ -364,3 +364,10 @@ def test_the_order_holds_exactly_the_eligible(registry: Registry, pool: Pool, da
         assert set(pool.order()) == found.names
         standing_by = {name for name, record in pool.records().items() if record.weight < -1}
         assert standing_by == found.standby
+
+
+def test_a_secret_is_the_first_that_was_proposed(registry: Registry, client: redis.Redis) -> None:
+    assert registry.secret("p", b"one") == b"one"
+    assert registry.secret("p", b"two") == b"one"
+    assert registry.secret("q", b"two") == b"two"
+    assert client.keys("*secret") != []
