@@ -76,7 +76,7 @@ for j = first_spec, #ARGV do
   end
   if kind ~= '' then
     local list = {}
-    if string.find(kind, '^o?[lt]$') then
+    if kind == 's' or string.find(kind, '^o?[lt]$') then
       for id in string.gmatch(wanted, '[^\n]+') do list[#list + 1] = number(id) end
     else
       -- Nearly always the first will do: the others are looked at when it does not.
