@@ -213,7 +213,7 @@ def service(runtime: Runtime, reactor: Reactor | None) -> Service:
     from lb.control import Control
     from lb.service import Service
 
-    control = Control(settings().control_token)
+    control = Control(settings())
     made = Service(settings(), runtime, reactor, control, _contexts)
     control.service = made
     return made

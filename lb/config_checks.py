@@ -358,7 +358,7 @@ def check_value(key: str, value: object) -> object:
         raise ValueError(f"{value!r} is out of range; use {row.low:g} to {row.high:.10g}{unit}")
     if key == "pools.NAME.hash.balance" and isinstance(value, int | float):
         return check_balance(value)
-    if key == "trusted_proxies":
+    if key in ("trusted_proxies", "allowed_backends"):
         return check_networks(value)
     if key.startswith("routes[].re") and isinstance(value, Mapping | tuple):
         return check_edits(value)

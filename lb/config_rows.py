@@ -63,7 +63,17 @@ TABLE: tuple[Setting, ...] = (
         "LB_CONTROL_TOKEN",
         "the bearer token that the control API asks for; empty: none (no flag: arguments are public)",
     ),
-    Setting("redis_url", "LB_REDIS_URL", "the shared state; empty: the embedded store in `runtime_dir`"),
+    Setting(
+        "allowed_backends",
+        "LB_ALLOWED_BACKENDS",
+        "networks (CIDR) in which backends that are added by the control API must lie; "
+        "in the environment separated by commas",
+    ),
+    Setting(
+        "redis_url",
+        "LB_REDIS_URL",
+        "the shared state; empty: the embedded store in `runtime_dir`",
+    ),
     Setting(
         "runtime_dir",
         "LB_RUNTIME_DIR",

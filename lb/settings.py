@@ -168,6 +168,20 @@ class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     level: str = "info"
 
 
+PRIVATE_NETWORKS = (
+    "127.0.0.0/8",
+    "10.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "::1/128",
+    "fc00::/7",
+    "fe80::/10",
+)
+"""Loopback and private addresses (RFC 1918, RFC 4193), and the link-local ones of IPv6; not those of IPv4
+(169.254.0.0/16), behind which clouds keep the credentials of their machines.
+"""
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole configuration of one process. `redis_url` "" means the embedded store in `runtime_dir`;
     `runtime_dir` "" means the user's own (see `lb.state.embedded`); `workers` 0 means one per core.
@@ -176,6 +190,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bind: str = "0.0.0.0:8000"
     control_bind: str = "127.0.0.1:8001"
     control_token: str = ""
+    allowed_backends: tuple[str, ...] = PRIVATE_NETWORKS
     redis_url: str = ""
     runtime_dir: str = ""
     workers: int = 0

@@ -1,0 +1,146 @@
+"""What the control API tells: the shape of each answer, and how it is made of what the store says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from lb.model import Admin, Canary, HashPolicy, Health, HealthPolicy, ReportPolicy, Snapshot, Source, State
+from lb.model import Backend as Member
+from lb.state.registry import BackendStatus, PoolStatus
+
+
+class Liveness(msgspec.Struct, frozen=True):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(msgspec.Struct, frozen=True, omit_defaults=True):
+    """May traffic be sent here? `degraded`: yes, though the shared state is away for the reason given."""
+
+    status: Literal["ready", "degraded", "starting", "draining"]
+    shared_state: str = ""
+
+
+class BackendInfo(msgspec.Struct, frozen=True):
+    """A backend. `in_flight`: requests it serves now, `requests`: those it was ever given, of the fleet;
+    null while the shared state is away. `share`: in answer to a report, the smoothed share of its weight
+    that it can bear.
+    """
+
+    id: str
+    url: str
+    weight: int
+    state: State
+    in_flight: int | None
+    requests: int | None
+    max_connections: int
+    source: Source
+    admin: Admin
+    health: Health
+    share: float | UnsetType = UNSET
+
+
+class TrialInfo(msgspec.Struct, frozen=True):
+    """What became of the requests of one of two algorithms that are compared. `seconds`: the sum of the times
+    until their answers, `mean`: their average.
+    """
+
+    algorithm: str
+    requests: int
+    failures: int
+    seconds: float
+    mean: float
+
+
+class Policies(msgspec.Struct, frozen=True):
+    """What the fleet has agreed on for a pool, besides its algorithm. Times in seconds."""
+
+    health: HealthPolicy
+    hash: HashPolicy
+    report: ReportPolicy
+
+
+class PoolInfo(msgspec.Struct, frozen=True):
+    """A pool as of one instant. `exact`: as the shared state has it; else it is what one worker knew last."""
+
+    algorithm: str
+    canary: Canary | None
+    trial: tuple[TrialInfo, ...]
+    version: int
+    exact: bool
+    settings: Policies
+    backends: tuple[BackendInfo, ...]
+
+
+class PoolList(msgspec.Struct, frozen=True):
+    """All pools, by name."""
+
+    pools: Mapping[str, PoolInfo]
+
+
+class BackendList(msgspec.Struct, frozen=True):
+    """The backends of a pool, by id."""
+
+    version: int
+    exact: bool
+    backends: tuple[BackendInfo, ...]
+
+
+class AlgorithmInfo(msgspec.Struct, frozen=True):
+    """How a pool chooses."""
+
+    algorithm: str
+    canary: Canary | None
+    exact: bool
+
+
+def exact_pool(pool: PoolStatus) -> PoolInfo:
+    """A pool as the store has it."""
+    settings = pool.settings
+    return PoolInfo(
+        settings.algorithm,
+        settings.canary,
+        tuple(TrialInfo(t.algorithm, t.requests, t.failures, t.seconds, t.mean) for t in pool.trial),
+        pool.version,
+        True,
+        Policies(settings.health, settings.hash, settings.report),
+        tuple(_exact(backend) for backend in pool.backends),
+    )
+
+
+def known_pool(snapshot: Snapshot) -> PoolInfo:
+    """A pool as a worker knows it without the store."""
+    settings = snapshot.settings
+    return PoolInfo(
+        settings.algorithm,
+        settings.canary,
+        (),
+        snapshot.version,
+        False,
+        Policies(settings.health, settings.hash, settings.report),
+        tuple(_known(backend) for _, backend in sorted(snapshot.backends.items())),
+    )
+
+
+def _exact(backend: BackendStatus) -> BackendInfo:
+    return msgspec.convert(backend, BackendInfo, from_attributes=True)
+
+
+def _known(backend: Member) -> BackendInfo:
+    return BackendInfo(
+        backend.id,
+        backend.url,
+        backend.weight,
+        backend.state,
+        None,
+        None,
+        backend.max_connections,
+        backend.source,
+        backend.admin,
+        backend.health,
+    )

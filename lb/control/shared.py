@@ -1,0 +1,99 @@
+"""The shared state as the control side of one worker reads and changes it.
+
+A request has a client of its own, opened when it needs one: there are few, and none is left that a store
+that went away and came back has broken. Its timeouts are short, for somebody waits. Reads go on without the
+store, on what the worker knows; writes do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from lb.config_checks import did_you_mean
+from lb.control.answers import PoolInfo, exact_pool, known_pool
+from lb.control.problems import Problem, away
+from lb.errors import StoreUnavailable
+from lb.service import Service
+from lb.settings import Settings
+from lb.state.registry import Registry
+from lb.state.store import connect, store_url
+
+TIMEOUT = 0.5
+"""Seconds for the store to answer one command."""
+
+
+class Shared:
+    """`service` gives the worker's parts, None before it has them."""
+
+    def __init__(self, settings: Settings, service: Callable[[], Service | None]) -> None:
+        self._url = store_url(settings.redis_url, settings.runtime_dir)
+        self._configured = settings.pools
+        self._service = service
+
+    @contextmanager
+    def registry(self) -> Iterator[Registry]:
+        """The store. What is done with it raises StoreError."""
+        client = connect(self._url, socket_timeout=TIMEOUT, connect_timeout=TIMEOUT, client_name="lb-control")
+        try:
+            yield Registry(client)
+        finally:
+            client.close()
+
+    @contextmanager
+    def pool_in(self, pool: str) -> Iterator[Registry]:
+        """The store, in which there is such a pool, or will be: it is configured. Raises Problem."""
+        with self.registry() as found:
+            self._must_be(pool, found)
+            yield found
+
+    def _must_be(self, pool: str, found: Registry) -> None:
+        names = {*found.pools(), *self._configured}
+        if pool not in names:
+            raise no_pool(pool, names)
+
+    def pools(self) -> dict[str, PoolInfo]:
+        """All pools, by name."""
+        if self._in_use():
+            try:
+                with self.registry() as found:
+                    return {name: exact_pool(found.pool_status(name)) for name in found.pools()}
+            except StoreUnavailable:
+                pass
+        return self._known()
+
+    def pool(self, name: str) -> PoolInfo:
+        """One pool. Raises Problem."""
+        if self._in_use():
+            try:
+                with self.pool_in(name) as found:
+                    return exact_pool(found.pool_status(name))
+            except StoreUnavailable:
+                pass
+        known = self._known()
+        if name not in known:
+            # Somebody else's pool may be there, in the store.
+            raise away(
+                StoreUnavailable("the shared state is away, and this balancer has no pool of that name")
+            )
+        return known[name]
+
+    def _in_use(self) -> bool:
+        service = self._service()
+        return service is not None and not service.fleet.degraded
+
+    def _known(self) -> dict[str, PoolInfo]:
+        service = self._service()
+        if service is None:
+            raise away(StoreUnavailable("this worker is starting"))
+        return {name: known_pool(claims.snapshot) for name, claims in sorted(service.fleet.claims.items())}
+
+
+def no_pool(pool: str, names: set[str]) -> Problem:
+    """There is no such pool."""
+    return Problem(404, f"there is no pool {pool[:64]!r}{did_you_mean(pool[:64], names)}")
+
+
+def no_backend(backend: str, pool: str) -> Problem:
+    """There is no such backend."""
+    return Problem(404, f"there is no backend {backend[:300]!r} in pool {pool!r}")
