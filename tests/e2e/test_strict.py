@@ -278,11 +278,13 @@ def test_a_client_that_does_not_read_is_given_up(site: Site) -> None:
 def test_control_is_strict_and_private_too(site: Site) -> None:
     with Client(site.balancer.control) as client:
         assert json.loads(client.get("/healthz").body) == {"status": "ok"}
-        assert client.get("/nothing").status == 404
+        client.send(request("GET", "/nothing", host="localhost"))
+        assert client.read_answer().status == 404
         assert client.call("POST", "/healthz", b"x").status == 405
         client.send(b"nonsense\r\n\r\n")
         assert client.read_answer().status == 400
         assert client.at_end()
     with Client(site.balancer.control) as client:
-        pools = json.loads(client.get("/v1/pools").body)["pools"]
+        client.send(request("GET", "/v1/pools", host="localhost"))
+        pools = json.loads(client.read_answer().body)["pools"]
         assert pools["two"]["backends"][0]["state"] == "unknown"
