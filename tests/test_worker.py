@@ -103,7 +103,9 @@ def test_a_worker_serves_reopens_its_log_and_finishes_what_runs(gunicorn: Gunico
     assert get(gunicorn.data, "/healthz").body == b"ok"
     assert [r.target for r in backend.requests] == ["/healthz"]
     assert json.loads(get(gunicorn.control, "/readyz").body) == {"status": "ready", "shared_state": "ok"}
-    assert get(gunicorn.control, "/x").status == 404
+    with Client(gunicorn.control) as client:
+        client.send(request("GET", "/x", host="localhost"))
+        assert client.read_answer().status == 404
     # It is written without anybody asking.
     eventually(lambda: gunicorn.entries() == ["/healthz"], "the entry of the log")
 
