@@ -49,6 +49,8 @@ GROUPS = {
     "config_env": "config",
     "config_lines": "config",
     "config_rows": "config",
+    "config_row": "config",
+    "config_pool_rows": "config",
     "config_sticky": "config",
     "config_table": "config",
     "state": "state",
@@ -79,6 +81,8 @@ GROUPS = {
 #: Modules without a test of their own, and why.
 NO_TWIN = {
     "config_rows": "rows only; tests/config/test_config_table.py reads them",
+    "config_pool_rows": "rows only; tests/config/test_config_table.py reads them",
+    "config_row": "what a row is; tests/config/test_config_table.py looks at each",
     "settings": "types and defaults only; tests/config reads into them",
     "cli.__main__": "one call",
     "gunicorn_conf": "hooks only, run by every test that starts gunicorn",

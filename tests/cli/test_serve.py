@@ -45,10 +45,10 @@ def test_flags_are_the_environment_of_gunicorn(lb: Lb, became: list[list[str]]) 
     assert os.environ["LB_WORKERS"] == ""
 
 
-def test_every_variable_but_the_token_has_a_flag(lb: Lb) -> None:
+def test_every_variable_but_secrets_has_a_flag(lb: Lb) -> None:
     words = lb("serve", "--help").out
     missing = [row.env for row in TABLE if row.env and not (row.flag and f"  {row.flag} " in words)]
-    assert missing == ["LB_CONTROL_TOKEN"]
+    assert missing == ["LB_CONTROL_TOKEN", "LB_STICKY_SECRET"]
 
 
 @pytest.mark.parametrize(
