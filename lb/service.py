@@ -63,7 +63,7 @@ class Service:
         self.router = Router(settings.routes, only)
         self.forwarding = Forwarding(settings.trusted_proxies, settings.forwarded)
         self._prefix = secrets.token_hex(6)
-        self._count = count(1 << 32)  # so that all are of one length
+        self._count = count(1 << 28)  # so that all are of one length
 
     def start(self) -> None:
         """Join the fleet."""

@@ -269,7 +269,7 @@ class Forwarder:
             if backend is None:
                 break
             if special:
-                began = perf_counter()
+                took, began = -1.0, perf_counter()
             upstream = self._upstreams.get(backend.url) or self._upstream(backend.url)
             named = head if not self._host else self._with_host(head, backend)
             request = ProxyRequest(method, upstream, entry.target, named, body)

@@ -143,6 +143,7 @@ class Claims:
         """The store is back: what a new lease must hold. Claims wait from here until `begin` or `fail`."""
         self.ready = False
         self.shared = True
+        self._times.clear()
         self.released.clear()  # given back before the lease is opened: already out of `held`
         return dict(self.held)
 

@@ -182,6 +182,8 @@ class Fleet:
                 self._link.close()
                 self._on_down(str(exc))
             except Exception:  # noqa: BLE001 - this loop must not end
+                if self._stopping:  # what it was at was closed beneath it
+                    return
                 _LOG.exception("looking after the shared state failed; going on")
 
     def _look_after(self) -> None:
