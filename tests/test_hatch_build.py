@@ -54,6 +54,19 @@ def test_no_bound_of_a_slice_has_an_effect(build: ModuleType) -> None:
     assert found == []
 
 
+def test_no_default_is_an_ellipsis(build: ModuleType) -> None:
+    """Compiled, a default is worked out and must be of its type, also in a protocol: the import would fail."""
+    found = [
+        f"lb/{name}.py:{default.lineno}"
+        for name in build.HOT
+        for node in ast.walk(ast.parse((ROOT / "lb" / f"{name}.py").read_text()))
+        if isinstance(node, ast.arguments)
+        for default in (*node.defaults, *node.kw_defaults)
+        if isinstance(default, ast.Constant) and default.value is ...
+    ]
+    assert found == []
+
+
 @pytest.mark.parametrize("asked", [None, "", "0", "yes"])
 @pytest.mark.parametrize("target", ["wheel", "sdist"])
 def test_unasked_it_adds_nothing(
