@@ -55,7 +55,7 @@ def test_no_bound_of_a_slice_has_an_effect(build: ModuleType) -> None:
 
 
 def test_no_default_is_an_ellipsis(build: ModuleType) -> None:
-    """Compiled, a default is worked out and must be of its type, also in a protocol: the import would fail."""
+    """Compiled, a default is worked out and must be of its type, or the import fails; also in a protocol."""
     found = [
         f"lb/{name}.py:{default.lineno}"
         for name in build.HOT
