@@ -182,9 +182,12 @@ class Fleet:
                 self._link.close()
                 self._on_down(str(exc))
             except Exception:  # noqa: BLE001 - this loop must not end
-                if self._stopping:  # what it was at was closed beneath it
-                    return
-                _LOG.exception("looking after the shared state failed; going on")
+                if not self._ends():  # else what it was at was closed beneath it
+                    _LOG.exception("looking after the shared state failed; going on")
+
+    def _ends(self) -> bool:
+        """Has `stop` been called? Asked of a method, because it is while something else runs."""
+        return self._stopping
 
     def _look_after(self) -> None:
         if self._stopping:
