@@ -32,6 +32,7 @@ HOT = (
     "proxy/transport",
     "proxy/upstream",
     "reply",
+    "routing",
     "server",
     "service",
     "state/claims",

@@ -111,6 +111,7 @@ class Service:
     def _on_update(self, snapshot: Snapshot) -> None:
         forwarder = self.forwarders.get(snapshot.pool)
         if forwarder is not None:
+            forwarder.refresh()
             forwarder.keep_only({backend.url for backend in snapshot.backends.values()})
         sticky = self.sticky.get(snapshot.pool)
         if sticky is not None:

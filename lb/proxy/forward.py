@@ -214,6 +214,8 @@ class Forwarder:
         self.pool = pool
         self.claims = claims
         self._claim = claims.claim
+        self._release = claims.release
+        self._special = claims.special
         self.log = log
         self._config = config
         self._reactor = reactor
@@ -260,7 +262,10 @@ class Forwarder:
         failure: ProxyError | None = None
         entry.pool = self.pool
         # Nothing of this is known, or wanted, by algorithms that look at no request and at no time.
-        special, asked, canary, took, began = self.claims.special or own != "", None, False, -1.0, started
+        special = self._special or own != ""
+        asked: HeadRequest | None = None
+        canary = False
+        began, took = started, -1.0
         if special:
             asked = HeadRequest(head, entry.client, entry.target) if self.claims.asks else None
             canary = self.claims.canary_is_next()
@@ -308,10 +313,12 @@ class Forwarder:
     def settle(self, answer: Answer, code: str) -> None:
         """The answer is over, or given up: the backend is free again; the log has its entry."""
         backend = answer.backend.id
-        if answer.took >= 0.0:
+        if answer.took < 0.0:
+            self._release(backend)
+        else:
             ok = answer.status < 500 and code in ("", ClientGone.code)
             self.claims.tally(answer.canary, ok, answer.took)
-        self.claims.release(backend, answer.took)
+            self._release(backend, answer.took)
         entry = answer.entry
         entry.status = answer.status
         entry.bytes = answer.sent
@@ -333,6 +340,10 @@ class Forwarder:
         upstream.send = self._session.get_adapter(url).send
         self._upstreams[url] = upstream
         return upstream
+
+    def refresh(self) -> None:
+        """The pool has changed: look again whether its algorithms want to know more than who is excluded."""
+        self._special = self.claims.special
 
     def keep_only(self, urls: set[str]) -> None:
         """Forget the connections to backends that are no longer in the pool."""

@@ -252,6 +252,7 @@ def test_what_algorithms_want_to_know(make: Make) -> None:
         proxy.call()
         assert (proxy.claims.requests, proxy.claims.times, proxy.claims.tallies) == ([None], [-1.0], [])
         proxy.claims.special = True
+        proxy.forwarder.refresh()
         proxy.call()
         assert proxy.claims.requests[1] is None
         assert 0 < proxy.claims.times[1] < 5
