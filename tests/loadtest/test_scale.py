@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.bench.binaries import Programs
 from loadtest.scale import Run, ratio, table
 from tests.support.need import need_binary
 from tests.support.run import clean_env
@@ -54,10 +53,9 @@ def scale(*options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.peers
 def test_it_measures() -> None:
     need_binary("wrk", "wrk")
-    if Programs().find("nginx") is None and Programs().find("nginx-distro") is None:
-        pytest.skip("there is no nginx: the extra bench brings it")
     names = "consistent-hash,resource-based"
     short = ("--rounds", "1", "--seconds", "1", "--connections", "8", "--backends", "2,30")
     done = scale("--algorithms", names, *short, "--most", "1000")
