@@ -14,11 +14,7 @@ from time import monotonic, perf_counter, time
 from typing import Any, Protocol
 
 from greenlet import greenlet
-from gunicorn_h1c import (
-    ParseError,
-)
 from gunicorn_h1c._parser_fast import IncompleteError
-from gunicorn_h1c._parser_fast import ParseError as FastParseError
 
 from lb.accesslog import Entry
 from lb.environ import KEYS, fill
@@ -40,12 +36,7 @@ from lb.reply import Reply
 from lb.wsgi import problem
 
 _NO_BODY = io.BytesIO()
-# Later minor versions are to be read as the one that we know (RFC 9110, section 2.5).
 _HEAD = re.compile(rb"(?:\r\n)*HEAD ")
-_LATER = re.compile(rb"([^\r\n]* HTTP/1\.)[2-9]\r\n")
-
-# The fast parser has two exceptions of its own beside those that the package exports.
-_MALFORMED = (ParseError, FastParseError)
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
