@@ -213,19 +213,20 @@ def test_random(site: Site) -> None:
 
 
 def test_power_of_two_choices(site: Site) -> None:
-    """Of a pair the one with more never gets it: nobody is above half of all, and who is slow gets little. By
-    chance alone it would get a third."""
-    first, second, slow = totals(site.run("power-of-two-choices"))
-    is_near((first, second), (1, 1))
+    """Of a pair the one with more never gets it. Each is in two of three pairs, which is the most it can get;
+    who is slow gets little, a third by chance alone. How the fast ones share depends on how fast each is."""
+    *fast, slow = totals(site.run("power-of-two-choices"))
+    assert max(fast) <= 2 / 3 * TOTAL + 5 * sqrt(TOTAL * 2 / 9)
     assert 1 <= slow <= 0.15 * TOTAL
+    assert min(fast) > 2 * slow
     assert site.slow.most()["/power-of-two-choices"] <= CLIENTS // 2
 
 
 def test_least_time(site: Site) -> None:
-    """The slow one is left alone, once it is known to be."""
-    first, second, slow = totals(site.run("least-time"))
+    """The slow one is left alone, once it is known to be. The fast ones share as their answers' times say."""
+    *fast, slow = totals(site.run("least-time"))
     assert 1 <= slow <= 0.05 * TOTAL
-    assert min(first, second) >= 0.3 * TOTAL
+    assert min(fast) > 3 * slow
 
 
 def homes(found: Sequence[Counter[str]]) -> dict[str, int]:

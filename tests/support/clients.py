@@ -241,6 +241,8 @@ class Load:
         self.failures: list[str] = []
         #: The longest time that one request took, in seconds, and all of them.
         self.times: list[float] = []
+        #: When each client's last request began, as time.perf_counter() tells it.
+        self.began: list[float] = [0.0] * connections
         self._ports = ports
         self._connections = connections
         self._target = target
@@ -292,7 +294,7 @@ class Load:
             target = self._target if isinstance(self._target, str) else self._target(turn)
             target = target.replace("{source}", source)
             more = self._field(turn).encode() + b"\r\n" if self._field else b""
-            began = time.perf_counter()
+            began = self.began[number] = time.perf_counter()
             stage = "connecting"
             try:
                 async with asyncio.timeout(PATIENCE):
