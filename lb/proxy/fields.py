@@ -61,17 +61,33 @@ def request_head(method: bytes, target: bytes, fields: Fields, default_host: byt
 class ResponseHead:
     """What a backend's head means: the lines that go on, the body's length, whether the connection stays.
 
-    `lines` are the end-to-end fields as they are written to the client; `measured` says that they carry
-    a Content-Length, `dated` that they carry a Date; `length` is the body's, or CHUNKED or UNTIL_CLOSE.
+    `raw` is all of it, and `fields` are its fields, as they came. `lines` are the end-to-end fields as they
+    are written to the client; `measured` says that they carry a Content-Length, `dated` a Date;
+    `length` is the body's, or CHUNKED or UNTIL_CLOSE. Nobody changes one: the same head may come again.
     """
 
-    __slots__ = ("dated", "keep", "length", "lines", "measured")
+    __slots__ = (
+        "dated",
+        "fields",
+        "keep",
+        "length",
+        "lines",
+        "measured",
+        "method",
+        "raw",
+        "reason",
+        "status",
+    )
 
-    def __init__(self, method: str, status: int, minor_version: int, fields: Fields, head: bytes) -> None:
+    def __init__(
+        self, method: str, status: int, reason: bytes, minor_version: int, fields: Fields, head: bytes
+    ) -> None:
         """Read `fields` of `head`, the raw bytes. Raises ValueError when there is not exactly one reading.
 
         The rules for the length are those of RFC 9112, section 6.3, those for the connection of section 9.3.
         """
+        self.method, self.status, self.reason = method, status, reason.decode("latin-1")
+        self.fields, self.raw = fields, head
         # Each line has its CRLF: the status line, the fields, the empty one. The parser would take a bare LF.
         if head.count(b"\r\n") != len(fields) + 2:
             raise ValueError("a line of the head does not end in CRLF")

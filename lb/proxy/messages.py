@@ -17,7 +17,7 @@ from requests.structures import CaseInsensitiveDict
 from lb.proxy.body import PIECE, BodyReader, upstream_fault
 from lb.proxy.conn import NEVER, Conn
 from lb.proxy.dial import ThreadConn
-from lb.proxy.fields import Fields, ResponseHead
+from lb.proxy.fields import ResponseHead
 from lb.proxy.http1 import UNTIL_CLOSE
 from lb.proxy.upstream import Upstream, went_away
 
@@ -98,7 +98,7 @@ class ProxyRequest(PreparedRequest):
 
 
 class ProxyResponse(Response):
-    """A backend's answer. `head` is what its head means, `fields` the fields as they came.
+    """A backend's answer. `head` is its head, and what that means.
 
     `whole` is the body, when all of it came with the head: the connection is free again then. Otherwise
     `raw` is a `BodyReader`, and `close` gives the connection back.
@@ -116,19 +116,10 @@ class ProxyResponse(Response):
     _reader: BodyReader | None = None
     _conn: Any = None
 
-    def __init__(
-        self,
-        status: int,
-        reason: str,
-        head: ResponseHead,
-        fields: Fields,
-        request: ProxyRequest,
-        whole: bytes | None,
-    ) -> None:
-        self.status_code = status
-        self.reason = reason
+    def __init__(self, head: ResponseHead, request: ProxyRequest, whole: bytes | None) -> None:
+        self.status_code = head.status
+        self.reason = head.reason
         self.head = head
-        self.fields = fields
         self.request = request
         self.whole = whole
 
@@ -159,7 +150,7 @@ class ProxyResponse(Response):
     @property
     def headers(self) -> CaseInsensitiveDict[str]:  # type: ignore[override]
         """The fields; repeated ones joined."""
-        return _fields_dict((n.decode("latin-1"), v.decode("latin-1")) for n, v in self.fields)
+        return _fields_dict((n.decode("latin-1"), v.decode("latin-1")) for n, v in self.head.fields)
 
     @property
     def cookies(self) -> RequestsCookieJar:  # type: ignore[override]

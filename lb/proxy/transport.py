@@ -31,6 +31,9 @@ MAX_HEAD = 65536
 ANSWER = 32768
 """Bytes: the most that is read at once where an answer begins; many are here whole then. See `conn.HEAD`."""
 
+MAX_KNOWN = 4096
+"""Bytes: the largest response head that is kept to be known again."""
+
 EARLY_ANSWER = 1.0
 """Seconds to wait for the answer of a backend that stopped reading the request."""
 
@@ -114,26 +117,21 @@ class Transport(BaseAdapter):
                     data = conn.recv(ANSWER)
             if not data:
                 raise UpstreamClosed(f"{request.upstream.url}: closed without an answer")
-            try:
-                parsed = parse_response(data)
-            except (IncompleteError, ParseError):
-                parsed = {"status": 0}
-            if parsed["status"] < 200:
-                parsed, data = self._read_on(request, conn, data)
-            end = parsed["consumed"]
-            fields = parsed["headers"]
-            method, status, minor = request.method or "", parsed["status"], parsed["minor_version"]
-            head = ResponseHead(method, status, minor, fields, data[:end])
-            reason = parsed["message"].decode("latin-1")
+            known, method = request.upstream.known, request.method or ""
+            if known is not None and data.startswith(known.raw) and known.method == method:
+                head = known
+            else:
+                head, data = self._read_head(request, method, conn, data)
+            end = len(head.raw)
             keep = head.keep and (body is None or sent)
             if end + head.length == len(data) and head.length >= 0:
-                response = ProxyResponse(status, reason, head, fields, request, data[end:])
+                response = ProxyResponse(head, request, data[end:])
                 if keep and len(data) < ANSWER:  # a full buffer: there may be more than belongs to it
                     request.upstream.checkin(conn)
                 else:
                     conn.close()
                 return response
-            response = ProxyResponse(status, reason, head, fields, request, None)
+            response = ProxyResponse(head, request, None)
             response.stream_from(conn, data[end:], keep)
             conn.timeout = self.idle
         except TimeoutError:
@@ -150,6 +148,23 @@ class Transport(BaseAdapter):
             conn.close()
             raise
         return response
+
+    def _read_head(
+        self, request: ProxyRequest, method: str, conn: Conn | ThreadConn, data: bytes
+    ) -> tuple[ResponseHead, bytes]:
+        """The head that `data` begins, and all bytes from its beginning. Raises as `_read_on`."""
+        try:
+            parsed = parse_response(data)
+        except (IncompleteError, ParseError):
+            parsed = {"status": 0}
+        if parsed["status"] < 200:
+            parsed, data = self._read_on(request, conn, data)
+        status, minor = parsed["status"], parsed["minor_version"]
+        raw = data[: parsed["consumed"]]
+        head = ResponseHead(method, status, parsed["message"], minor, parsed["headers"], raw)
+        if status != 101 and len(raw) <= MAX_KNOWN:
+            request.upstream.known = head
+        return head, data
 
     def _send_with_body(
         self, request: ProxyRequest, body: BodyReader | bytes, conn: Conn | ThreadConn

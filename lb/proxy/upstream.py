@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 from lb.errors import ConnectFailed, ConnectTimeout, TlsFailed
 from lb.proxy.conn import NEVER, Conn, Reactor
 from lb.proxy.dial import Address, ThreadConn, TlsThreadConn, connect
+from lb.proxy.fields import ResponseHead
 from lb.proxy.tls import TlsConn
 
 RESOLVE_FOR = 10.0
@@ -39,6 +40,8 @@ class Upstream:
         self.url = url
         #: `send` of the adapter that serves this backend.
         self.send: Callable[..., Any] = _no_adapter
+        #: The head of its last answer. What is asked for often is answered by the same head for a second.
+        self.known: ResponseHead | None = None
         self._reactor = reactor
         self._max_idle = max_idle
         self._idle_timeout = idle_timeout

@@ -101,7 +101,14 @@ def test_a_head_that_was_read_reads_the_same_again(method: str, data: bytes) -> 
     try:
         parsed = parse_response(data)
         end = parsed["consumed"]
-        head = ResponseHead(method, parsed["status"], parsed["minor_version"], parsed["headers"], data[:end])
+        head = ResponseHead(
+            method,
+            parsed["status"],
+            parsed["message"],
+            parsed["minor_version"],
+            parsed["headers"],
+            data[:end],
+        )
     except (IncompleteError, ParseError, ValueError):
         return
     if head.length == CHUNKED:
@@ -111,7 +118,7 @@ def test_a_head_that_was_read_reads_the_same_again(method: str, data: bytes) -> 
         return
     again = b"HTTP/1.1 %d X\r\n%b\r\n" % (parsed["status"], head.lines)
     parsed = parse_response(again)
-    second = ResponseHead(method, parsed["status"], 1, parsed["headers"], again)
+    second = ResponseHead(method, parsed["status"], parsed["message"], 1, parsed["headers"], again)
     assert (second.lines, second.length, second.measured) == (head.lines, head.length, head.measured)
     body = b"" if head.length == UNTIL_CLOSE else bytes(head.length) if head.length < 1 << 20 else None
     if body is not None:

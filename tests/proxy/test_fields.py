@@ -15,7 +15,9 @@ def head(lines: bytes, method: str = "GET") -> ResponseHead:
     """What a head means that was parsed as the transport does it. `lines` begin with the status line."""
     data = lines.replace(b"\n", b"\r\n") + b"\r\n\r\n"
     parsed = parse_response(data)
-    return ResponseHead(method, parsed["status"], parsed["minor_version"], parsed["headers"], data)
+    return ResponseHead(
+        method, parsed["status"], parsed["message"], parsed["minor_version"], parsed["headers"], data
+    )
 
 
 # Requests.
@@ -205,7 +207,7 @@ def test_a_bare_line_feed_is_refused() -> None:
     data = b"HTTP/1.1 200 OK\r\nA: 1\nContent-Length: 0\r\n\r\n"
     parsed = parse_response(data)
     with pytest.raises(ValueError, match="CRLF"):
-        ResponseHead("GET", 200, 1, parsed["headers"], data)
+        ResponseHead("GET", 200, b"OK", 1, parsed["headers"], data)
 
 
 def test_http_1_0_knows_no_transfer_coding() -> None:

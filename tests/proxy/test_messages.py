@@ -19,10 +19,8 @@ def request() -> ProxyRequest:
 
 def response(head: bytes, whole: bytes | None) -> ProxyResponse:
     parsed = parse_response(head)
-    meaning = ResponseHead("GET", parsed["status"], 1, parsed["headers"], head)
-    return ProxyResponse(
-        parsed["status"], parsed["message"].decode(), meaning, parsed["headers"], request(), whole
-    )
+    meaning = ResponseHead("GET", parsed["status"], parsed["message"], 1, parsed["headers"], head)
+    return ProxyResponse(meaning, request(), whole)
 
 
 def test_a_request_tells_what_is_sent() -> None:

@@ -196,6 +196,29 @@ def test_an_answer_to_head_has_no_body(way: Way) -> None:
         assert backend.connections == 1
 
 
+def test_a_head_that_comes_again_means_what_the_request_asks_for(way: Way) -> None:
+    head = head_of(200, "Content-Length: 5")
+    bodies = {b"GET": (b"hello", b"other"), b"HEAD": (b"", b"")}
+
+    def script(peer: Peer) -> None:
+        for turn in range(6):
+            request = peer.read_request()
+            assert request is not None
+            peer.send(head + bodies[request.head.split()[0]][turn % 2])
+
+    with Backend(script) as backend:
+        got = [way.get(backend.url, method) for method in ("GET", "GET", "HEAD", "GET", "HEAD", "GET")]
+        assert backend.connections == 1
+    assert got == [(200, b"hello"), (200, b"other"), (200, b""), (200, b"other"), (200, b""), (200, b"other")]
+
+
+def test_a_head_that_begins_like_the_last_one_is_another(way: Way) -> None:
+    answers = [ok(b"1"), ok(b"2", "X: y"), ok(b"3"), head_of(404, "X: z") + b"4", ok(b"5")]
+    with Backend(in_turn(*(once(answer) for answer in answers))) as backend:
+        got = [way.get(backend.url) for _ in answers]
+    assert got == [(200, b"1"), (200, b"2"), (200, b"3"), (404, b"4"), (200, b"5")]
+
+
 def test_the_answer_keeps_its_fields(way: Way) -> None:
     with Backend(serve(ok(b"", "set-Cookie: a", "Set-Cookie: b", "X: \xff"))) as backend:
         response = way.send(backend.url)
