@@ -256,7 +256,7 @@ class Client(Reply):
                     self._refuse(exc, data)
                     return
                 self._learn(data, head.consumed, environ)
-            self.busy_since = monotonic()
+            self.busy_since = self.conn.reactor.now
             rest = self._handle(environ)
             self.busy_since = 0.0
             if rest is None:
@@ -278,7 +278,7 @@ class Client(Reply):
 
     def _await_next(self) -> None:
         conn = self.conn
-        now = self.idle_since = monotonic()
+        now = self.idle_since = conn.reactor.now
         conn.deadline = now + self.host.keepalive
         conn.idle = self._on_readable
         if conn.readable():

@@ -77,6 +77,10 @@ class Reactor:
         self.loop = hub.loop
         # greenlet's own switch: the hub's method only adds a hook that plain greenlets have no use for.
         self.switch = greenlet.switch.__get__(hub)
+        #: When this turn of the loop began, by `monotonic`: near enough for a deadline, and no call.
+        self.now = monotonic()
+        self._turn = self.loop.check(ref=False)
+        self._turn.start(self._begin_turn)
         self.conns: set[Conn] = set()
         #: Swept like the connections.
         self.streams: set[Waiter] = set()
@@ -86,8 +90,11 @@ class Reactor:
         self._timer = self.loop.timer(self.SWEEP)
         self._timer.start(self._sweep)
 
+    def _begin_turn(self) -> None:
+        self.now = monotonic()
+
     def _sweep(self) -> None:
-        now = monotonic()
+        now = self.now
         for conn in [c for c in self.conns if c.deadline <= now]:
             if conn.deadline <= now:  # whoever was woken before may have given this one more time
                 conn.expire()
@@ -128,6 +135,7 @@ class Reactor:
     def close(self) -> None:
         """Stop sweeping and close every connection."""
         self._timer.stop()
+        self._turn.stop()
         for conn in list(self.conns):
             conn.close()
         gone = ConnectionAbortedError(errno.ECONNABORTED, "closed while waiting")
@@ -245,7 +253,7 @@ class Conn:
         """Switch to the hub until there is something to read. Raises TimeoutError."""
         if not self._armed:
             self.arm()
-        self.deadline = monotonic() + self.timeout
+        self.deadline = self.reactor.now + self.timeout
         self.reader = getcurrent()
         self.reactor.switch()
         if self._read_io is None:
@@ -255,7 +263,7 @@ class Conn:
         """Switch to the hub until the socket takes more. Raises TimeoutError."""
         if self._write_io is None:
             self._write_io = self.reactor.loop.io(self.sock.fileno(), WRITE)
-        self.deadline = monotonic() + self.timeout
+        self.deadline = self.reactor.now + self.timeout
         self.writer = getcurrent()
         self._write_io.start(self._on_writable)
         self.reactor.switch()

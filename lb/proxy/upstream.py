@@ -96,7 +96,7 @@ class Upstream:
                     return
                 conn.arm()  # something had arrived while nobody waited, and was read without a wait
             conn.idle = conn.close
-            conn.deadline = monotonic() + self._idle_timeout
+            conn.deadline = conn.reactor.now + self._idle_timeout
         else:
             self._idle_since[id(conn)] = monotonic()
         self._idle.append(conn)
