@@ -26,7 +26,8 @@ class Entry(msgspec.Struct, omit_defaults=True, gc=False):
     """One request. Times in seconds: `time` of its coming, since the epoch; `duration` till the answer's end.
 
     `code` says in one stable word why the balancer answered itself (see `lb.errors`); `tried` lists backends
-    that failed before `backend` answered; `upstream` is the time until the head of its answer.
+    that failed before `backend` answered; `upstream` is the time until the head of its answer, `queued` what
+    of that the request waited in the pool's queue.
     """
 
     time: float
@@ -43,6 +44,7 @@ class Entry(msgspec.Struct, omit_defaults=True, gc=False):
     upstream: float = 0.0
     tried: tuple[str, ...] = ()
     code: str = ""
+    queued: float = 0.0
 
 
 class AccessLog:

@@ -61,6 +61,21 @@ POOL_ROWS: tuple[Setting, ...] = (
         DAY,
     ),
     Setting(
+        "pools.NAME.queue.size",
+        "LB_QUEUE_SIZE",
+        "requests that may wait, in the whole fleet, while every backend is at its `max_connections`; beyond "
+        "that they are answered 503 at once",
+        high=100_000,
+    ),
+    Setting(
+        "pools.NAME.queue.timeout",
+        "LB_QUEUE_TIMEOUT",
+        "how long a request may wait so before it is answered 503",
+        "s",
+        0.001,
+        DAY,
+    ),
+    Setting(
         "pools.NAME.sticky.cookie",
         "LB_STICKY_COOKIE",
         "the name of a cookie that keeps a client at its backend: docs/algorithms.md; empty: none",

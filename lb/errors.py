@@ -16,7 +16,7 @@
         │   ├── ResponseTimeout
         │   └── BadResponse                        what came back is not HTTP
         └── InternalError      source "internal": the balancer itself
-            ├── NoBackend, NoPool, Overloaded
+            ├── NoBackend, NoPool, Overloaded, QueueFull, QueueTimeout
 
 `status` is the answer's status code, `code` the stable word in the access log,
 `sent` says whether any byte of the request may have reached the backend.
@@ -55,6 +55,8 @@ class ProxyError(LbError):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
     sent: ClassVar[bool] = True
+    #: Whole seconds after which the client may try again; said with a 503.
+    retry_after: int = 1
 
     @classmethod
     def safe_to_retry(cls, idempotent: bool) -> bool:
@@ -220,6 +222,28 @@ class NoBackend(InternalError):
 
     status = 503
     code = "no_backend"
+
+
+class _Waited(InternalError):
+    """Every backend that might take the request is at `max_connections`."""
+
+    status = 503
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class QueueFull(_Waited):
+    """And `queue.size` requests wait already."""
+
+    code = "queue_full"
+
+
+class QueueTimeout(_Waited):
+    """And none had room within `queue.timeout`."""
+
+    code = "queue_timeout"
 
 
 class NoPool(InternalError):

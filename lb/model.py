@@ -101,6 +101,15 @@ class ReportPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     blackout: float = 10.0
 
 
+class QueuePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Requests that wait while every backend is at its `max_connections`: how many in the whole fleet at most
+    (0: none), and for how many seconds.
+    """
+
+    size: int = 1024
+    timeout: float = 5.0
+
+
 class Canary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A second algorithm that is tried out: `share` of the picks (0 to 1) are its."""
 
@@ -125,6 +134,7 @@ class PoolSettings(msgspec.Struct, frozen=True):
     configured: str = ""
     panic_threshold: float = 0.0
     slow_start: float = 0.0
+    queue: QueuePolicy = QueuePolicy()
 
 
 class Snapshot(msgspec.Struct, frozen=True):

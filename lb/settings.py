@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from lb.model import HashPolicy, HealthPolicy, ReportPolicy
+from lb.model import HashPolicy, HealthPolicy, QueuePolicy, ReportPolicy
 
 
 class BackendSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -129,7 +129,7 @@ class StickySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class PoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One `[pools.NAME]`. Timeouts, retries and the sticky cookie hold for this process; algorithm, backends,
-    health, hash, report, panic_threshold and slow_start are published to the fleet.
+    health, hash, report, panic_threshold, slow_start and queue are published to the fleet.
     """
 
     algorithm: str = "round-robin"
@@ -139,6 +139,7 @@ class PoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     report: ReportPolicy = ReportPolicy()
     panic_threshold: float = 0.0
     slow_start: float = 0.0
+    queue: QueuePolicy = QueuePolicy()
     sticky: StickySettings = StickySettings()
     retry: RetrySettings = RetrySettings()
     timeouts: TimeoutSettings = TimeoutSettings()

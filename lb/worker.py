@@ -74,7 +74,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
         hub = get_hub()
         reactor = Reactor(hub)
-        self.service = boot.service(GreenRuntime(hub), reactor)
+        self.service = boot.service(GreenRuntime(hub, reactor.streams), reactor)
         app.install(self.service)
         settings = self.service.settings
         server = Server(

@@ -46,8 +46,6 @@ REASONS = {
     504: "Gateway Timeout",
     505: "HTTP Version Not Supported",
 }
-RETRY_AFTER = 1
-"""Seconds after which a client may try again when no backend was available."""
 
 
 def raw_target(environ: dict[str, Any]) -> str:
@@ -173,7 +171,7 @@ def problem(
         ("Date", http_date()),
     ]
     if status == 503:
-        headers.append(("Retry-After", str(RETRY_AFTER)))
+        headers.append(("Retry-After", str(exc.retry_after)))
     start_response(f"{status} {reason}", headers)
     return (b"",) if environ["REQUEST_METHOD"] == "HEAD" else (body,)
 

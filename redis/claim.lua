@@ -1,8 +1,10 @@
 -- Gives connections back, then takes backends for new ones: a whole batch in one step.
 --
--- KEYS  1 state   2 order   3 the worker's lease   4 a canary's order
+-- KEYS  1 state   2 order   3 the worker's lease   4 a canary's order   5 queue
 -- ARGV  1 epoch of the lease   2 number of claims m   3 number of releases k   4 "c" if the claims are a canary's,
---       who has an algorithm of its own for a share of them, else ""
+--       who has an algorithm of its own for a share of them, else ""; where all claims have tickets of the queue, then
+--       a tab, the worker, the size of the queue, how old a ticket may get (microseconds), and the numbers of the tickets with
+--       spaces between, all with tabs between; a "-" before a number: who had it waits no more
 --       then k pairs: backend id, connections given back (a number), or that number, the mean and the longest time
 --       to their answers in seconds, with spaces between, where somebody wants to know them
 --       then, for each of the LAST claims that say more, rule \t candidates \t excluded: ids joined by "\n";
@@ -18,6 +20,7 @@
 --       for one that is down); else the rule behind the "o" says which of the other candidates does.
 --       When no candidate may take it, it goes to who is next in the order.
 -- Returns { version, one entry per claim: backend id, or nil when no backend may take it }
+--       and the numbers of the tickets that found the queue full, with spaces between, if there are any
 --       { -1 } and nothing done when the lease is not at this epoch (reaped, or opened anew)
 --
 -- Atomic because a claim takes the lowest backend and moves it back: two workers that did this in two
@@ -27,9 +30,11 @@
 -- Commands in here do not grow with the batch: one ZRANGE, two HMGET, two HSET, one ZADD; more only when a cap was
 -- reached, a removed backend was given back, a candidate was not free, or latencies or reports are asked for. A lease
 -- keeps fields that reached 0: deleting them would be one more command in every call, and there are at
--- most as many as the pool has backends.
+-- most as many as the pool has backends. While somebody waits in the queue, a claim without a ticket gets nil, save
+-- a retry, and there are some commands more.
 
 -- @include order
+-- @include queue
 
 -- Seconds in which the memory of a slow answer fades to 1/e.
 local DECAY = 10
@@ -37,9 +42,10 @@ local DECAY = 10
 local UNSEEN = 1e6
 
 local state, order, lease, other = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local prefix, other_prefix = '_', '_c'
+local prefix, other_prefix, half, line = '_', '_c', ARGV[4], nil
+if #half > 1 then half, line = string.match(half, '^(c?)\t(.*)$') end
 -- A canary may have ended since its worker last heard of the pool.
-if ARGV[4] == 'c' and call('HEXISTS', state, '_ca') == 1 then
+if half == 'c' and call('HEXISTS', state, '_ca') == 1 then
   order, other, prefix, other_prefix = other, order, other_prefix, prefix
 end
 local claims, releases = tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -118,14 +124,14 @@ local function rank(most)
 end
 if claims > ruled then rank(claims - ruled + names) end
 
-local seen, version, least, weighted, reported, turns, floor, last, everything, now, other_kind, ramping, ramped
+local seen, version, least, weighted, reported, turns, floor, last, everything, now, other_kind, ramping, ramped, waiting
 
 -- Reads what is not known yet of the backends that have a number. False: the lease is another one.
 local function read_on()
   local first, fields, own = known + 1, {}, {}
   if known == 0 then
     fields = { '_v', prefix .. 'a', prefix .. 'q', prefix .. 'f', prefix .. 'l', '_t', other_prefix .. 'a',
-      prefix .. 'u' }
+      prefix .. 'u', '_w' }
     own = { '_' }
   end
   local skip, skip_own = #fields, #own
@@ -140,7 +146,7 @@ local function read_on()
     least, weighted, reported = rules(seen[2])
     other_kind = seen[7]
     turns, floor, last = tonumber(seen[3]) or 0, tonumber(seen[4]) or 0, seen[5] or ''
-    everything = tonumber(seen[6]) or 0
+    everything, waiting = tonumber(seen[6]) or 0, seen[9]
     if timed or reported or seen[8] then now = seconds() end
     -- Is anybody in a slow start, or was since the order was last used?
     ramping = seen[8] and now < tonumber(seen[8])
@@ -273,6 +279,21 @@ local function free(n)
   return weight[n] > 0 and (cap[n] == 0 or inflight[n] < cap[n])
 end
 
+-- Who waits is first, and served in turn.
+local barred, tickets, refused = {}, {}, {}
+if waiting or line then
+  barred, tickets, refused = admit(KEYS[5], line, claims, excluded, function(most)
+    -- Each backend in the order has a free slot, and those are known that the releases have freed.
+    for _, id in ipairs(call('ZRANGE', order, 0, most - 1)) do number(id) end
+    read_on()
+    local slots = 0
+    for n = 1, total do
+      if free(n) then slots = slots + (cap[n] > 0 and cap[n] - inflight[n] or most) end
+    end
+    return math.min(slots, most)
+  end)
+end
+
 local function count_pick(n)
   inflight[n], requests[n], mine[n] = inflight[n] + 1, requests[n] + 1, mine[n] + 1
   everything = everything + 1
@@ -344,7 +365,7 @@ end
 -- Claims with candidates. The order stands as it is, but for loads and for who is full now.
 local answer, late = { version }, 0
 for claim = plain + 1, claims do
-  if rule[claim] then
+  if rule[claim] and not barred[claim] then
     local n = choose(claim)
     if n then
       count_pick(n)
@@ -374,7 +395,9 @@ end
 -- Claims that go to who is next.
 for claim = 1, claims do
   local after_all = rule[claim] and not answer[claim + 1]
-  if after_all or not rule[claim] then
+  if barred[claim] then
+    answer[claim + 1] = false
+  elseif after_all or not rule[claim] then
     local without, aside, n, again = excluded[claim], nil, nil, nil
     repeat
       n = queue[front]
@@ -539,5 +562,15 @@ elseif weighted and not least and floor >= CYCLES then
   end
   many('HSET', state, sets, 2)
   many('ZADD', order, adds, 2)
+end
+
+if waiting or line then
+  local served = {}
+  for claim, ticket in ipairs(tickets) do
+    if answer[claim + 1] then served[#served + 1] = ticket end
+  end
+  many('ZREM', KEYS[5], served)
+  if line or #given > 0 then call_up(state, order, KEYS[5]) end
+  if #refused > 0 then answer[claims + 2] = table.concat(refused, ' ') end
 end
 return answer

@@ -1,14 +1,16 @@
 -- Makes a worker's lease hold exactly what the worker says it holds, under a new epoch; or closes it.
 --
--- KEYS  1 state   2 order   3 workers   4 the worker's lease   5 a canary's order
+-- KEYS  1 state   2 order   3 workers   4 the worker's lease   5 a canary's order   6 queue
 -- ARGV  1 worker   2 the new epoch, "" to give everything back and close the lease
 --       then pairs: backend id, connections the worker holds
+-- All tickets of the worker leave the queue.
 -- Returns the version of the pool
 --
 -- Atomic because the counts of the pool change by the difference between two states of the lease: read and
 -- written in two steps, a claim or a reaper in between would be counted twice or never.
 
 -- @include place
+-- @include queue
 
 local state, order, workers, lease = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local worker, epoch = ARGV[1], ARGV[2]
@@ -29,6 +31,11 @@ for id, difference in pairs(delta) do
   if difference == 0 then delta[id] = nil end
 end
 count(state, { order, KEYS[5] }, delta)
+-- Who still waits asks again: tickets may have been given up while nobody could say so.
+if call('HEXISTS', state, '_w') == 1 then
+  drop_tickets(KEYS[6], worker)
+  call_up(state, order, KEYS[6])
+end
 
 call('DEL', lease)
 if epoch == '' then

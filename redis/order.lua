@@ -15,6 +15,7 @@
 --   _e<id> how long it takes to answer (see LATENCY), if somebody measures it
 --   _u     until when any backend is in its slow start; _cu: the same, for the order of a canary. Gone when it is over
 --   _u<id> its last slow start (see RAMP), if it had one
+--   _w     how many wait in the queue (see queue.lua); gone when nobody does
 --   _b     when the pool last began to serve, after nobody was eligible
 --
 -- A backend stands in the order exactly when its weight is > 0 and its cap is 0 or above its in-flight. That holds

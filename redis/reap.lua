@@ -1,13 +1,15 @@
 -- Gives back what a worker held that has shown no sign of life for longer than its lease.
 --
--- KEYS  1 state   2 order   3 workers   4 the worker's lease   5 a canary's order
+-- KEYS  1 state   2 order   3 workers   4 the worker's lease   5 a canary's order   6 queue
 -- ARGV  1 worker   2 length of a lease, seconds
+-- Whoever of its requests waits in the queue waits no more, and what is free now goes to the others there.
 -- Returns the number of connections given back, or -1 when the worker is alive (nothing done)
 --
 -- Atomic because several reapers look for the dead, and the dead may wake up: whoever comes first takes the
 -- lease away whole, and the next one finds nothing. The age is judged here, by the server's clock.
 
 -- @include place
+-- @include queue
 
 local state, order, workers, lease = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local now, seen = call('TIME'), call('ZSCORE', workers, ARGV[1])
@@ -25,4 +27,8 @@ end
 count(state, { order, KEYS[5] }, delta)
 call('DEL', lease)
 call('ZREM', workers, ARGV[1])
+if call('HEXISTS', state, '_w') == 1 then
+  drop_tickets(KEYS[6], ARGV[1])
+  call_up(state, order, KEYS[6])
+end
 return total

@@ -56,6 +56,8 @@ def show_pool(pool: PoolStatus) -> None:
         title = f"{title}, {canary.algorithm} for {canary.share:.4g} of the picks"
     if pool.mode != "normal":
         title = f"{title}, {MODES[pool.mode]}"
+    if pool.queued:
+        title = f"{title}, {pool.queued} queued"
     if rows:
         print_table(title, COLUMNS, rows, numbers=NUMBERS)
     else:
@@ -74,6 +76,7 @@ def as_object(pool: PoolStatus) -> dict[str, Any]:
         "trial": [{**msgspec.to_builtins(trial), "mean": trial.mean} for trial in pool.trial],
         "version": pool.version,
         "mode": pool.mode,
+        "queued": pool.queued,
         "backends": pool.backends,
     }
 

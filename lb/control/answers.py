@@ -8,7 +8,18 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from lb.model import Admin, Canary, HashPolicy, Health, HealthPolicy, ReportPolicy, Snapshot, Source, State
+from lb.model import (
+    Admin,
+    Canary,
+    HashPolicy,
+    Health,
+    HealthPolicy,
+    QueuePolicy,
+    ReportPolicy,
+    Snapshot,
+    Source,
+    State,
+)
 from lb.model import Backend as Member
 from lb.state.registry import BackendStatus, PoolStatus
 
@@ -63,10 +74,14 @@ class Policies(msgspec.Struct, frozen=True):
     health: HealthPolicy
     hash: HashPolicy
     report: ReportPolicy
+    queue: QueuePolicy
 
 
 class PoolInfo(msgspec.Struct, frozen=True):
-    """A pool as of one instant. `exact`: as the shared state has it; else it is what one worker knew last."""
+    """A pool as of one instant. `exact`: as the shared state has it; else it is what one worker knew last.
+    `queued`: requests of the fleet that wait while every backend is at its `max_connections`; null while the
+    shared state is away.
+    """
 
     algorithm: str
     canary: Canary | None
@@ -74,6 +89,7 @@ class PoolInfo(msgspec.Struct, frozen=True):
     version: int
     exact: bool
     settings: Policies
+    queued: int | None
     backends: tuple[BackendInfo, ...]
 
 
@@ -108,7 +124,8 @@ def exact_pool(pool: PoolStatus) -> PoolInfo:
         tuple(TrialInfo(t.algorithm, t.requests, t.failures, t.seconds, t.mean) for t in pool.trial),
         pool.version,
         True,
-        Policies(settings.health, settings.hash, settings.report),
+        Policies(settings.health, settings.hash, settings.report, settings.queue),
+        pool.queued,
         tuple(_exact(backend) for backend in pool.backends),
     )
 
@@ -122,7 +139,8 @@ def known_pool(snapshot: Snapshot) -> PoolInfo:
         (),
         snapshot.version,
         False,
-        Policies(settings.health, settings.hash, settings.report),
+        Policies(settings.health, settings.hash, settings.report, settings.queue),
+        None,
         tuple(_known(backend) for _, backend in sorted(snapshot.backends.items())),
     )
 

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from lb.errors import ClientGone, StoreConflict, StoreError, StoreUnavailable
-from lb.wsgi import REASONS, RETRY_AFTER
+from lb.wsgi import REASONS
 
 _LOG = logging.getLogger("lb")
 
@@ -52,7 +52,7 @@ class Problem(falcon.HTTPError):
 
 def away(exc: StoreError) -> Problem:
     """The shared state is not to be had."""
-    return Problem(503, str(exc), headers={"Retry-After": str(RETRY_AFTER)})
+    return Problem(503, str(exc), headers={"Retry-After": "1"})
 
 
 def install(app: falcon.App[Any, Any]) -> None:

@@ -57,6 +57,9 @@ class ClaimSource(Protocol):
         canary: bool = False,
         own: str = "",
     ) -> Backend | None: ...
+    def wait(
+        self, exclude: Sequence[str], request: HeadRequest | None, canary: bool, own: str, entry: Entry
+    ) -> Backend | None: ...
     def release(self, name: str, took: float = -1.0) -> None: ...
     def tally(self, canary: bool, ok: bool, took: float) -> None: ...
 
@@ -272,7 +275,9 @@ class Forwarder:
         while len(tried) < self._attempts:
             backend = self._claim(tried, asked, canary, own) if special else self._claim(tried)
             if backend is None:
-                break
+                backend = self.claims.wait(tried, asked, canary, own, entry)
+                if backend is None:
+                    break
             if special:
                 took, began = -1.0, perf_counter()
             upstream = self._upstreams.get(backend.url) or self._upstream(backend.url)

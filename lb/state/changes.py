@@ -69,9 +69,10 @@ def apply(snapshot: Snapshot, message: Message | bytes | str) -> Snapshot | None
 class Listener:
     """Receives the messages of `pools`, in a thread or greenlet that calls `run`.
 
-    `connect` makes a client. `on_message(pool, message)` is called for each message as it came, `on_gap()`
-    after each time the connection was made: whatever was published before is lost, so read anew. What
-    they raise is logged, and counts as a lost connection.
+    `connect` makes a client. `on_message(pool, message)` is called for each message as it came,
+    `on_call(pool, message)` for each that calls `worker` up from the queue (see `redis/queue.lua`),
+    `on_gap()` after each time the connection was made: whatever was published before is lost, so read anew.
+    What they raise is logged, and counts as a lost connection.
     """
 
     def __init__(
@@ -80,10 +81,16 @@ class Listener:
         pools: Iterable[str],
         on_message: Callable[[str, bytes], None],
         on_gap: Callable[[], None],
+        worker: str = "",
+        on_call: Callable[[str, bytes], None] | None = None,
     ) -> None:
         self._connect = connect
-        self._pools = {PoolKeys(pool).changes.encode(): pool for pool in pools}
-        self._on_message = on_message
+        self._pools: dict[bytes, tuple[Callable[[str, bytes], None], str]] = {}
+        for pool in pools:
+            keys = PoolKeys(pool)
+            self._pools[keys.changes.encode()] = (on_message, pool)
+            if on_call is not None:
+                self._pools[keys.calls(worker).encode()] = (on_call, pool)
         self._on_gap = on_gap
         self._stop = threading.Event()
         #: How often the connection was made.
@@ -126,7 +133,8 @@ class Listener:
                     continue
                 heard = monotonic()
                 if message["type"] == "message":
-                    self._on_message(self._pools[message["channel"]], message["data"])
+                    take, pool = self._pools[message["channel"]]
+                    take(pool, message["data"])
                 elif message["type"] == "subscribe":
                     # With the last confirmation nothing is missed any more. One more after that means that
                     # the connection was made anew beneath us.

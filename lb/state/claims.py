@@ -8,6 +8,9 @@ request falls as load rises. One call at a time is under way; its answer wakes i
 When the store does not answer, `Claims` picks from the last snapshot by itself (`lb.algorithms.local`)
 until the connection is back, then opens its lease anew with what it holds, so that the counts are right.
 
+Who finds every backend full may wait in the pool's queue: a ticket there claims like anybody else, but its
+wish names the ticket (see `lb.state.queue`, which says when it asks).
+
 This module decides and keeps the books; how bytes reach the store is `lb.state.link`'s matter. What a claim
 asks for (its candidates, who is excluded) travels as text, see `lb.state.picker`.
 """
@@ -20,7 +23,7 @@ from typing import Any, Protocol
 from lb.algorithms.base import Request
 from lb.model import Backend, Snapshot
 from lb.state.keys import PoolKeys
-from lb.state.picker import CANARY, PLAIN, Picker
+from lb.state.picker import CANARY, PLAIN, QUEUED, QUEUED_CANARY, UNMARKED, Picker, marked, unmarked
 from lb.state.scripts import CLAIM_SHA
 
 MAX_BATCH = 128
@@ -33,6 +36,15 @@ class Waiter(Protocol):
     """Who waits for a pick: a greenlet, or what stands in for one."""
 
     def switch(self, pick: Backend | None, /) -> Any: ...
+
+
+class Line(Protocol):
+    """Those of this worker who wait in the queue; see `lb.state.queue`."""
+
+    def ask(self, most: int = ...) -> None: ...
+    def refuse(self, numbers: str) -> None: ...
+    def says(self, wishes: Sequence[str]) -> str: ...
+    def close(self) -> None: ...
 
 
 class Claims:
@@ -56,6 +68,9 @@ class Claims:
         self.keys = keys
         self.worker = worker
         self.epoch = ""
+        #: Those of ours who wait in the queue; are there any? Then who comes now waits behind them.
+        self.line: Line | None = None
+        self.crowded = False
         #: Does the store take our claims? False: picks are made from the snapshot.
         self.shared = False
         #: Does our lease stand in the store? Between `prepare` and `begin` claims wait for it.
@@ -77,7 +92,7 @@ class Claims:
         self._schedule = schedule
         self._release_soon = release_soon
         self._on_gap = on_gap
-        self._wake = wake
+        self.wake = wake
         self._head: tuple[str, ...] = ()
         self._picker = Picker(snapshot.settings.algorithm, snapshot, self.held)
         self._canary: Picker | None = None
@@ -107,7 +122,13 @@ class Claims:
                     self.waiting.append((waiter, wish))
                     self._schedule(self)
                 else:
-                    self._wake(waiter, backend)
+                    self.wake(waiter, backend)
+        self._ask_anew()
+
+    def _ask_anew(self) -> None:
+        """There may be room for those in the queue, or none for them any more."""
+        if self.crowded and self.line is not None:
+            self.line.ask()
 
     def _choose(self, snapshot: Snapshot) -> None:
         """Set up the algorithms of a snapshot."""
@@ -153,14 +174,16 @@ class Claims:
         self._head = (
             "EVALSHA",
             CLAIM_SHA,
-            "4",
+            "5",
             self.keys.state,
             self.keys.order,
             self.keys.lease(self.worker),
             self.keys.canary,
+            self.keys.queue,
             epoch,
         )
         self.ready = True
+        self._ask_anew()
         if self.waiting or self.released:
             self._schedule(self)
 
@@ -180,17 +203,38 @@ class Claims:
 
         A request that others have failed (`exclude`) and that nobody else may take gets a backup.
         """
-        picker = self._picker
-        if canary and self._canary is not None:
-            wish = CANARY + self._canary.wish(exclude, request, own)
-        else:
-            wish = picker.wish(exclude, request, own) if exclude or own or picker.ruled else PLAIN
-        pick = self._take(waiter, switch, wish)
+        if self.crowded and not exclude:
+            return None
+        pick = self._take(waiter, switch, self.wish(exclude, request, canary, own))
         if pick is None and exclude:
             last = self._picker.last_resort(exclude)
             if last:
                 pick = self._take(waiter, switch, last)
         return pick
+
+    def wish(self, exclude: Sequence[str], request: Request | None, canary: bool, own: str) -> str:
+        """What a claim asks for, as text."""
+        picker = self._picker
+        if canary and self._canary is not None:
+            return CANARY + self._canary.wish(exclude, request, own)
+        return picker.wish(exclude, request, own) if exclude or own or picker.ruled else PLAIN
+
+    def may_wait(self, exclude: Sequence[str]) -> bool:
+        """Is there a backend, none of `exclude`, that might have room later?"""
+        return self._picker.may_wait(exclude)
+
+    def ask(self, waiter: Waiter, wish: str) -> bool:
+        """Let `waiter` have a pick, or None: with the next call, or, while the store is away, from the
+        snapshot; returns False when it is clear by now that it is None.
+        """
+        if self.shared:
+            self.waiting.append((waiter, wish))
+            if not self.queued:
+                self._schedule(self)
+            return True
+        pick = self._pick_locally(wish)
+        self.wake(waiter, pick)
+        return pick is not None
 
     def _take(self, waiter: Waiter, switch: Callable[[], Any], wish: str) -> Backend | None:
         if not self.shared:
@@ -215,10 +259,16 @@ class Claims:
             if took >= 0.0 and self.timed:
                 number, total, most = self._times.get(name, (0, 0.0, 0.0))
                 self._times[name] = (number + 1, total + took, max(most, took))
-            if not self.waiting and self.ready:
+            if self.crowded and self.line is not None:
+                # What is free now and who may have it: in one call, at once.
+                self.line.ask(1)
+                self._schedule(self)
+                self._release_soon(self)
+            elif not self.waiting and self.ready:
                 self._release_soon(self)
         else:
             self._picker.local.released(name)
+            self._ask_anew()
 
     # What the link calls.
 
@@ -234,10 +284,13 @@ class Claims:
             flying, self.waiting = waiting, []
         half, wishes = "", []
         if any(wish for _, wish in flying):
-            if any(wish.startswith(CANARY) for _, wish in flying):
-                half, flying = self._one_half(flying)
+            kinds = any("" < wish < UNMARKED for _, wish in flying)
+            if kinds:
+                half, flying = self._one_kind(flying)
             flying.sort(key=_has_wish)  # the script wants those that say more at the end
-            wishes = [wish.removeprefix(CANARY) for _, wish in flying if _has_wish((_, wish))]
+            wishes = [wish for _, wish in flying if _has_wish((_, wish))]
+            if kinds:
+                wishes = [unmarked(wish) for wish in wishes]
         command: list[str | int | float | bytes | memoryview] = [*self._head]
         command.append(str(len(flying)))
         command.append(str(len(released)))
@@ -256,12 +309,17 @@ class Claims:
         self.calls += 1
         return tuple(command)
 
-    def _one_half(self, flying: list[tuple[Waiter, str]]) -> tuple[str, list[tuple[Waiter, str]]]:
-        """Of claims of both algorithms those that one call can serve; the others wait for the next one."""
-        canary = flying[0][1].startswith(CANARY)
-        others = [entry for entry in flying if entry[1].startswith(CANARY) is not canary]
-        self.waiting = others + self.waiting
-        return "c" if canary else "", [e for e in flying if e[1].startswith(CANARY) is canary]
+    def _one_kind(self, flying: list[tuple[Waiter, str]]) -> tuple[str, list[tuple[Waiter, str]]]:
+        """Of claims of both algorithms, with and without tickets, those that one call can serve, and what it
+        says of them; the others wait for the next one.
+        """
+        mark = marked(flying[0][1])
+        self.waiting = [entry for entry in flying if marked(entry[1]) != mark] + self.waiting
+        chosen = [entry for entry in flying if marked(entry[1]) == mark]
+        half = "c" if mark in (CANARY, QUEUED_CANARY) else ""
+        if mark >= QUEUED and self.line is not None:
+            half = f"{half}\t{self.line.says([wish for _, wish in chosen])}"
+        return half, chosen
 
     def settle(self, answer: list[Any]) -> None:
         """The store's answer to the last batch: wake who waits. Switches to other greenlets."""
@@ -277,6 +335,8 @@ class Claims:
         if version != self.snapshot.version:
             self.seen_version = version
             self._on_gap(self)
+        if len(answer) > len(flying) + 1 and self.line is not None:
+            self.line.refuse(answer[-1].decode())
         held, by_key = self.held, self._by_key
         at = 0
         for waiter, wish in flying:
@@ -307,6 +367,7 @@ class Claims:
             self._drop(key.decode())
             waiting.append((waiter, wish))
         self._serve_locally(flying + waiting)
+        self._ask_anew()
 
     def _drop(self, name: str) -> None:
         count = self.held.get(name, 0) - 1
@@ -316,7 +377,7 @@ class Claims:
             self.held.pop(name, None)
 
     def _pick_locally(self, wish: str) -> Backend | None:
-        backend = self._picker.pick(wish.removeprefix(CANARY))
+        backend = self._picker.pick(unmarked(wish) if "" < wish < UNMARKED else wish)
         if backend is not None:
             self.local_picks += 1
             self.held[backend.id] = self.held.get(backend.id, 0) + 1
@@ -324,7 +385,7 @@ class Claims:
 
     def _serve_locally(self, waiters: list[tuple[Waiter, str]]) -> None:
         for waiter, wish in waiters:
-            self._wake(waiter, self._pick_locally(wish))
+            self.wake(waiter, self._pick_locally(wish))
 
 
 def _has_wish(entry: tuple[Waiter, str]) -> bool:

@@ -125,6 +125,7 @@ def settings_of(config: PoolConfig) -> PoolSettings:
         configured=config.algorithm,
         panic_threshold=config.panic_threshold,
         slow_start=config.slow_start,
+        queue=config.queue,
     )
 
 

@@ -122,6 +122,8 @@ class Fleet:
             self._listener.stop()
         with self._link.lock:
             for claims in self.claims.values():
+                if claims.line is not None:
+                    claims.line.close()
                 claims.fail()
         self._link.close()
         if self._client is not None:
@@ -159,6 +161,13 @@ class Fleet:
                 self._on_gap(claims)
             elif snapshot is not claims.snapshot:
                 self._take(claims, snapshot)
+
+    def _on_call(self, pool: str, message: bytes) -> None:
+        """So many of those who wait here in the queue may have a slot."""
+        claims = self.claims[pool]
+        with self._link.lock:
+            if claims.line is not None:
+                claims.line.ask(int(message))
 
     def _on_reconnected(self) -> None:
         self._stale.update(self.claims)
@@ -256,7 +265,12 @@ class Fleet:
         self.degraded = ""
         if self._listener is None:
             self._listener = changes.Listener(
-                lambda: connect(self._url), list(self.claims), self._on_message, self._on_reconnected
+                lambda: connect(self._url),
+                list(self.claims),
+                self._on_message,
+                self._on_reconnected,
+                self.worker,
+                self._on_call,
             )
             self._runtime.spawn(self._listener.run)
         return True

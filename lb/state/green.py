@@ -13,19 +13,22 @@ from lb.algorithms.base import Request
 from lb.model import Backend
 from lb.state.claims import Claims
 from lb.state.link import Link
+from lb.state.queue import Queue, Ticket, Waits
 
 
 class GreenClaims:
     """The claims of one pool, for greenlets."""
 
-    __slots__ = ("_claims", "_switch", "release", "tally")
+    __slots__ = ("_claims", "_queue", "_switch", "_waits", "release", "tally")
 
-    def __init__(self, claims: Claims, hub: Any) -> None:
+    def __init__(self, claims: Claims, hub: Any, waits: set[Any]) -> None:
         self._claims = claims
         # greenlet's own switch: the hub's method only adds a hook that plain greenlets have no use for.
         self._switch = greenlet.switch.__get__(hub)
         self.release = claims.release
         self.tally = claims.tally
+        self._queue = Queue(claims)
+        self._waits = waits
 
     @property
     def special(self) -> bool:
@@ -51,12 +54,41 @@ class GreenClaims:
         """A backend that is not in `exclude`, `own` if it can; None when none may take a request."""
         return self._claims.claim(getcurrent(), self._switch, exclude, request, canary, own)
 
+    def wait(
+        self,
+        exclude: Sequence[str],
+        request: Request | None,
+        canary: bool,
+        own: str,
+        entry: Waits,
+    ) -> Backend | None:
+        """Wait for a backend when `claim` found none, see `Queue.wait`; `entry` is told how long."""
+        return self._queue.wait(exclude, request, canary, own, entry, self._block, _rouse)
+
+    def _block(self, ticket: Ticket) -> None:
+        ticket.reader = getcurrent()
+        self._waits.add(ticket)
+        try:
+            while not ticket.over:
+                self._switch()
+        finally:
+            self._waits.discard(ticket)
+
+
+def _rouse(ticket: Ticket) -> None:
+    waiting, ticket.reader = ticket.reader, None
+    if waiting is not None:
+        waiting.switch()
+
 
 class GreenRuntime:
-    """See `lb.state.fleet.Runtime`."""
+    """See `lb.state.fleet.Runtime`. `waits`: what greenlets wait for besides connections, looked after by the
+    reactor (`lb.proxy.conn.Reactor.streams`).
+    """
 
-    def __init__(self, hub: Any) -> None:
+    def __init__(self, hub: Any, waits: set[Any] | None = None) -> None:
         self._hub = hub
+        self._waits: set[Any] = set() if waits is None else waits
 
     def event(self) -> Any:
         """An event whose `set` may be called in the hub."""
@@ -72,4 +104,4 @@ class GreenRuntime:
 
     def source(self, claims: Claims) -> GreenClaims:
         """What the request path calls."""
-        return GreenClaims(claims, self._hub)
+        return GreenClaims(claims, self._hub, self._waits)

@@ -17,7 +17,18 @@ HEALTH_LEASE = "lb:health"
 class PoolKeys:
     """The keys of one pool. Raises ValueError for a name that is no pool name."""
 
-    __slots__ = ("canary", "changes", "members", "order", "pool", "secret", "state", "trial", "workers")
+    __slots__ = (
+        "canary",
+        "changes",
+        "members",
+        "order",
+        "pool",
+        "queue",
+        "secret",
+        "state",
+        "trial",
+        "workers",
+    )
 
     def __init__(self, pool: str) -> None:
         if not POOL_NAME.match(pool):
@@ -31,6 +42,7 @@ class PoolKeys:
         self.state = prefix + "state"
         self.order = prefix + "order"
         self.canary = prefix + "canary"
+        self.queue = prefix + "queue"
         self.secret = prefix + "secret"
         self.trial = prefix + "trial"
         self.workers = prefix + "workers"
@@ -39,3 +51,7 @@ class PoolKeys:
     def lease(self, worker: str) -> str:
         """The key of what `worker` holds."""
         return f"lb:{{{self.pool}}}:lease:{worker}"
+
+    def calls(self, worker: str) -> str:
+        """The channel on which `worker` is told that whom it has in the queue may have a slot."""
+        return f"{self.queue}:{worker}"

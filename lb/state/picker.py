@@ -23,6 +23,16 @@ PLAIN = ""
 CANARY = "\x01"
 """What the wish of a canary's claim begins with, until it is sent."""
 
+QUEUED, QUEUED_CANARY = "\x02", "\x03"
+"""What the wish begins with of a claim that has a ticket of the queue, until it is sent: then the number of
+that and another such character."""
+
+LEAVES = "-"
+"""What stands before a ticket's number when its owner waits no more; its claim's rule, which finds nobody."""
+
+UNMARKED = "\x04"
+"""What a wish is above, as text, that begins with none of these."""
+
 LAST_RESORT = "s"
 """The rule that lets backups have a request that stand by."""
 
@@ -30,6 +40,36 @@ OWN = "o"
 """What a rule begins with when the first candidate is the client's own backend."""
 
 _CODES = {"first": "f", "least-load": "l", "least-time": "t"}
+
+
+def marked(wish: str) -> str:
+    """Whose wish it is: CANARY, QUEUED, QUEUED_CANARY; "": the pool's own algorithm's, without a ticket."""
+    return wish[:1] if wish < UNMARKED else ""
+
+
+def queued(number: str, wish: str) -> str:
+    """`wish` of a claim that has the ticket `number`."""
+    mark = QUEUED_CANARY if marked(wish) else QUEUED
+    return f"{mark}{number}{mark}{wish.removeprefix(CANARY)}"
+
+
+def leaving(wish: str) -> str:
+    """What a claim says whose `wish` named a ticket, when that is given up."""
+    mark = marked(wish)
+    return f"{mark}{LEAVES}{ticket_of(wish)}{mark}{LEAVES}\t\t"
+
+
+def ticket_of(wish: str) -> str:
+    """The number of its ticket, which it must have."""
+    return wish.split(marked(wish), 2)[1]
+
+
+def unmarked(wish: str) -> str:
+    """`wish` as the store takes it, where each claim of a call says what it wants."""
+    mark = marked(wish)
+    if mark >= QUEUED:
+        return wish.split(mark, 2)[2] or "\t\t"
+    return wish.removeprefix(CANARY)
 
 
 class Picker:
@@ -68,6 +108,11 @@ class Picker:
         except Exception as exc:  # noqa: BLE001 - an algorithm may be anybody's
             _LOG.error("pool %s goes on by turns here: %s", self.snapshot.pool, exc)
             return algorithm(DEFAULT_ALGORITHM)(self.snapshot)
+
+    def may_wait(self, exclude: Sequence[str]) -> bool:
+        """Is there anybody who might take a request that must not go to `exclude`, once there is room?"""
+        names = self._algorithm.eligible.names
+        return len(names) > len(exclude) or any(name not in exclude for name in names)
 
     def wish(self, exclude: Sequence[str], request: Request | None, own: str = "") -> str:
         """The wish of a claim that must not get a backend of `exclude`, and gets `own` if that is free."""
@@ -120,6 +165,8 @@ class Picker:
     def pick(self, wish: str) -> Backend | None:
         """The backend for `wish` by this worker's own view; None if there is none."""
         code, candidates, exclude = wish.split("\t") if wish else ("", "", "")
+        if code == LEAVES:
+            return None
         if code == LAST_RESORT:
             return self.local.last_resort(exclude.split("\n"))
         names = candidates.split("\n") if candidates else []

@@ -70,7 +70,8 @@ class PoolStatus(msgspec.Struct, frozen=True):
     """A pool as it was at one instant: version, settings, and each backend, by name.
 
     `trial`: while a canary is tried out, what became of the requests of the pool's own algorithm, and of its.
-    `mode`: do backups serve, or is it a panic (see `lb.algorithms.eligible`)?
+    `mode`: do backups serve, or is it a panic (see `lb.algorithms.eligible`)? `queued`: requests that
+    wait while every backend is full.
     """
 
     pool: str
@@ -79,6 +80,7 @@ class PoolStatus(msgspec.Struct, frozen=True):
     backends: tuple[BackendStatus, ...]
     trial: tuple[Trial, ...] = ()
     mode: Mode = "normal"
+    queued: int = 0
 
 
 class Registry:
@@ -140,7 +142,8 @@ class Registry:
             )
         settings = snapshot.settings
         trials, mode = _trials(settings, trial), eligible(snapshot).mode
-        return PoolStatus(pool, snapshot.version, settings, tuple(found), trials, mode)
+        queued = int(state.get(b"_w", 0))
+        return PoolStatus(pool, snapshot.version, settings, tuple(found), trials, mode, queued)
 
     def report(self, pool: str, backend: str, report: Report) -> float:
         """Take what a backend reports of itself; returns the smoothed share of its weight that it can bear.

@@ -135,14 +135,16 @@ class Scripts:
         pairs = [part for pair in held.items() for part in pair]
         return self._run(
             LEASE,
-            (keys.state, keys.order, keys.workers, keys.lease(worker), keys.canary),
+            (keys.state, keys.order, keys.workers, keys.lease(worker), keys.canary, keys.queue),
             (worker, epoch, *pairs),
         )
 
     def close(self, keys: PoolKeys, worker: str) -> None:
         """Give everything back that `worker` holds, and forget it."""
         self._run(
-            LEASE, (keys.state, keys.order, keys.workers, keys.lease(worker), keys.canary), (worker, "")
+            LEASE,
+            (keys.state, keys.order, keys.workers, keys.lease(worker), keys.canary, keys.queue),
+            (worker, ""),
         )
 
     def beat(self, keys: PoolKeys, worker: str, epoch: str) -> int:
@@ -158,7 +160,9 @@ class Scripts:
         Returns the number of connections given back; None when the worker is alive.
         """
         answer = self._run(
-            REAP, (keys.state, keys.order, keys.workers, keys.lease(worker), keys.canary), (worker, lease)
+            REAP,
+            (keys.state, keys.order, keys.workers, keys.lease(worker), keys.canary, keys.queue),
+            (worker, lease),
         )
         return None if answer < 0 else answer
 

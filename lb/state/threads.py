@@ -18,6 +18,7 @@ from lb.errors import StoreUnavailable
 from lb.model import Backend
 from lb.state.claims import Claims, Waiter
 from lb.state.link import STALL
+from lb.state.queue import POLL, Queue, Ticket, Waits
 from lb.state.scripts import CLAIM_SOURCE
 
 
@@ -73,7 +74,9 @@ class ThreadLink:
                 connection.disconnect()
 
     def schedule(self, claims: Claims) -> None:
-        """Nothing: whoever claims sends the batch itself."""
+        """Whoever claims, or waits in the queue, sends the batch itself."""
+        with self.lock:
+            self.lock.notify_all()
 
     def release_soon(self, claims: Claims) -> None:
         """Send releases now: there may be no claim for long."""
@@ -106,6 +109,7 @@ class ThreadClaims:
     def __init__(self, claims: Claims, link: ThreadLink) -> None:
         self._claims = claims
         self._link = link
+        self._queue = Queue(claims)
 
     @property
     def special(self) -> bool:
@@ -152,6 +156,34 @@ class ThreadClaims:
 
         with lock:
             return claims.claim(box, wait, exclude, request, canary, own)
+
+    def wait(
+        self,
+        exclude: Sequence[str],
+        request: Request | None,
+        canary: bool,
+        own: str,
+        entry: Waits,
+    ) -> Backend | None:
+        """Wait for a backend when `claim` found none, see `Queue.wait`; `entry` is told how long."""
+        with self._link.lock:
+            try:
+                return self._queue.wait(exclude, request, canary, own, entry, self._block, self._rouse)
+            finally:
+                self._link.exchange(self._claims)  # who gave up says so
+
+    def _block(self, ticket: Ticket) -> None:
+        claims, lock = self._claims, self._link.lock
+        while not ticket.over:
+            if claims.ready and claims.waiting:
+                self._link.exchange(claims)
+            elif ticket.deadline <= monotonic():
+                ticket.expire()
+            else:
+                lock.wait(min(POLL, ticket.deadline - monotonic()))
+
+    def _rouse(self, ticket: Ticket) -> None:
+        self._link.lock.notify_all()
 
     def release(self, name: str, took: float = -1.0) -> None:
         """Give back what a claim took; `took`: seconds until the answer."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lb.settings import BackendSpec, PoolConfig
 from lb.state import decide
+from lb.state.keys import PoolKeys
 from lb.state.registry import Registry
 from tests.cli.conftest import Lb
 
@@ -46,6 +47,15 @@ def test_a_panic_is_said(lb: Lb, registry: Registry) -> None:
     registry.change("web", decide.verdicts([("h:1", "down")]))
     assert "web  round-robin, version 2, PANIC: too few are healthy, all get requests" in lb("status").out
     assert lb("status", "--json").json["pools"]["web"]["mode"] == "panic"
+
+
+def test_who_waits_is_counted(lb: Lb, registry: Registry) -> None:
+    registry.change("web", decide.declare(PoolConfig(backends=(BackendSpec("http://h:1"),))))
+    assert lb("status", "--json").json["pools"]["web"]["queued"] == 0
+    assert "queued" not in lb("status").out
+    registry.client.hset(PoolKeys("web").state, "_w", 3)  # as `claim` notes it
+    assert lb("status", "--json").json["pools"]["web"]["queued"] == 3
+    assert "web  round-robin, version 1, 3 queued" in lb("status").out
 
 
 def test_a_trial_shows_both_side_by_side(lb: Lb, registry: Registry) -> None:

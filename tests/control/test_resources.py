@@ -28,6 +28,7 @@ def test_the_pools(ask: Asker) -> None:
         "trial": [],
         "version": 1,
         "exact": True,
+        "queued": 0,
         "backends": [
             {"id": "b:2+tls", "url": "https://b:2", "weight": 1, "max_connections": 0, **common, **counts},
             {"id": "one", "url": "http://a:1", "weight": 3, "max_connections": 7, **common, **counts},

@@ -107,7 +107,7 @@ def test_a_cap_holds_over_all_workers(system: System) -> None:
                 store=store.url,
                 backends=f"{first.url};max_connections=3,{second.url};max_connections=3",
                 workers=2,
-                env={"LB_ALGORITHM": "least-connections"},
+                env={"LB_ALGORITHM": "least-connections", "LB_QUEUE_SIZE": "0"},
             )
             for store in [system.store()]
             for _ in range(2)

@@ -72,6 +72,10 @@ class Turns:
     def canary_is_next(self) -> bool:
         return self.special
 
+    def wait(self, *how: object) -> Member | None:
+        """Nobody is ever full here."""
+        return None
+
     def tally(self, canary: bool, ok: bool, took: float) -> None:
         assert took >= 0
         self.tallies.append((canary, ok))

@@ -85,8 +85,9 @@ class Pool:
         pairs = list(releases.items() if isinstance(releases, Mapping) else releases)
         answer = self.client.evalsha(
             CLAIM_SHA,
-            4,
-            *(self.keys.state, self.keys.order, self.keys.lease(worker), self.keys.canary),
+            5,
+            *(self.keys.state, self.keys.order, self.keys.lease(worker)),
+            *(self.keys.canary, self.keys.queue),
             *(epoch, claims, len(pairs), "c" if canary else ""),
             *(part for pair in pairs for part in pair),
             *("\t\t" + "\n".join(names) for names in exclude),

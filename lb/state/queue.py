@@ -1,0 +1,274 @@
+"""The queue of a pool, as one worker sees it: requests that wait while every backend is at its cap.
+
+The queue itself is in the shared state (`redis/queue.lua`): who is next there is next in the whole fleet. A
+worker has a ticket in it for each of its requests, and asks when it is told that one is at the front, when it
+frees a slot itself, when the pool changes, and every `POLL` seconds in case it was not told. To ask is to
+claim: the same call takes the slot, and the ticket out of the queue.
+
+While the store is away the tickets of this worker are served in their order as its own connections end, and
+they alone count against the bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from time import monotonic, perf_counter
+from typing import Any, Protocol
+
+from lb.algorithms.base import Request
+from lb.errors import ProxyError, QueueFull, QueueTimeout
+from lb.model import Backend
+from lb.state.claims import Claims
+from lb.state.picker import leaving, queued, ticket_of
+
+POLL = 0.5
+"""Seconds after which a ticket asks without having been told to."""
+
+GRACE = 2.0
+"""Seconds that the store keeps a ticket beyond `queue.timeout`: its worker takes it out before that."""
+
+_ALL = 1 << 30
+
+
+class Waits(Protocol):
+    """Who is told how long a request waited, in seconds."""
+
+    queued: float
+
+
+class _Nobody:
+    """Claims in the name of a ticket that is given up: it gets nothing."""
+
+    def switch(self, pick: Backend | None, /) -> None:
+        """Nothing."""
+
+
+_NOBODY = _Nobody()
+
+
+class Ticket:
+    """One request that waits. What `lb.proxy.conn.Reactor` knows of it is that a greenlet waits for it."""
+
+    __slots__ = (
+        "_rouse",
+        "_until",
+        "asking",
+        "deadline",
+        "exclude",
+        "fault",
+        "hopeless",
+        "line",
+        "number",
+        "over",
+        "pick",
+        "reader",
+        "wish",
+        "writer",
+    )
+
+    def __init__(
+        self,
+        line: Queue,
+        number: str,
+        wish: str,
+        exclude: Sequence[str],
+        until: float,
+        rouse: Callable[[Ticket], None],
+    ) -> None:
+        """`until`: when its time is over, by `monotonic`; `rouse` wakes who waits."""
+        self.line = line
+        self.number = number
+        self.wish = queued(number, wish)
+        self.exclude = exclude
+        #: Is a claim of it on its way?
+        self.asking = False
+        #: Is there nobody left who could take it?
+        self.hopeless = False
+        self.over = False
+        self.pick: Backend | None = None
+        self.fault: ProxyError | None = None
+        self.deadline = min(until, monotonic() + POLL)
+        self.reader: Any = None
+        self.writer: Any = None
+        self._until = until
+        self._rouse = rouse
+
+    def switch(self, pick: Backend | None, /) -> None:
+        """The answer to a claim of it."""
+        self.asking = False
+        if self.over:
+            if pick is not None:  # too late: nobody waits for it any more
+                self.line.claims.release(pick.id)
+        elif pick is not None or self.fault is not None or self.hopeless:
+            self.pick = pick
+            if pick is not None:
+                self.fault = None
+            if pick is None and self.hopeless:
+                self.line.leave(self)
+            else:
+                self.line.drop(self)
+            self._rouse(self)
+
+    def expire(self) -> None:
+        """Its time is over, or it is time to ask."""
+        now = monotonic()
+        if self.over:
+            return
+        if now < self._until:
+            self.deadline = min(self._until, now + POLL)
+            self.line.poll(self)
+            return
+        timeout = self.line.claims.snapshot.settings.queue.timeout
+        self.fault = QueueTimeout(
+            f"no backend of pool {self.line.claims.keys.pool} had room in time", retry_after(timeout)
+        )
+        self.line.leave(self)
+        self._rouse(self)
+
+    def interrupt(self, exc: Exception) -> bool:
+        """Raise `exc` in the greenlet that waits."""
+        waiting, self.reader = self.reader, None
+        if waiting is not None:
+            waiting.throw(exc)
+        return waiting is not None
+
+
+class Queue:
+    """The tickets of one worker in one pool, oldest first. Its callers are those of `claims`, under the same
+    lock.
+    """
+
+    def __init__(self, claims: Claims) -> None:
+        self.claims = claims
+        self._tickets: dict[str, Ticket] = {}
+        self._retries = 0
+        self._numbers = 0
+        claims.line = self
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    def wait(
+        self,
+        exclude: Sequence[str],
+        request: Request | None,
+        canary: bool,
+        own: str,
+        entry: Waits,
+        block: Callable[[Ticket], None],
+        rouse: Callable[[Ticket], None],
+    ) -> Backend | None:
+        """Wait for a backend, as `Claims.claim` gives one; None when there is nobody to wait for.
+
+        `block` returns when `rouse` has been called for the ticket. Raises QueueFull and QueueTimeout, and
+        what `block` raises.
+        """
+        claims = self.claims
+        policy = claims.snapshot.settings.queue
+        if policy.size == 0 or not claims.may_wait(exclude):
+            return None
+        self._numbers += 1
+        wish = claims.wish(exclude, request, canary, own)
+        until = monotonic() + policy.timeout
+        ticket = Ticket(self, str(self._numbers), wish, exclude, until, rouse)
+        began = perf_counter()
+        try:
+            self._enter(ticket, policy.size)
+            if not ticket.over:
+                block(ticket)
+        finally:
+            self.leave(ticket)
+            entry.queued += perf_counter() - began
+        if ticket.fault is not None:
+            raise ticket.fault
+        return ticket.pick
+
+    def _enter(self, ticket: Ticket, size: int) -> None:
+        if not self.claims.shared and len(self._tickets) >= size:
+            ticket.over, ticket.fault = True, self._full()
+            return
+        self._tickets[ticket.number] = ticket
+        self._retries += bool(ticket.exclude)
+        self.claims.crowded = True
+        if self.claims.shared:
+            self.poll(ticket)
+        else:
+            self.ask()  # in turn
+
+    def drop(self, ticket: Ticket) -> None:
+        """It waits no more."""
+        ticket.over = True
+        if self._tickets.pop(ticket.number, None) is not None:
+            self._retries -= bool(ticket.exclude)
+            self.claims.crowded = bool(self._tickets)
+
+    def leave(self, ticket: Ticket) -> None:
+        """It waits no more, and the store is told so; nothing when that is known."""
+        if not ticket.over:
+            self.drop(ticket)
+            if self.claims.shared:
+                self.claims.ask(_NOBODY, leaving(ticket.wish))
+
+    def poll(self, ticket: Ticket) -> None:
+        """Let one ask; while the store is away all in turn."""
+        if not self.claims.shared:
+            self.ask()
+        elif not ticket.asking:
+            ticket.asking = True
+            self.claims.ask(ticket, ticket.wish)
+
+    # What the claims call.
+
+    def ask(self, most: int = _ALL) -> None:
+        """Let the oldest ask, so many, and all that are retries."""
+        claims = self.claims
+        for ticket in list(self._tickets.values()):
+            if ticket.over:
+                continue
+            if most >= _ALL and not claims.may_wait(ticket.exclude):
+                ticket.hopeless = True
+            elif not ticket.exclude:
+                if most <= 0:
+                    if not self._retries:
+                        return
+                    continue
+                most -= 1 if most < _ALL else 0
+            if not ticket.asking:
+                ticket.asking = True
+                if not (claims.ask(ticket, ticket.wish) or ticket.exclude or ticket.hopeless):
+                    return  # nor will who came later get anything
+
+    def refuse(self, numbers: str) -> None:
+        """There was no room in the queue for these tickets."""
+        for number in numbers.split(" "):
+            ticket = self._tickets.get(number)
+            if ticket is not None:
+                ticket.fault = self._full()
+
+    def says(self, wishes: Sequence[str]) -> str:
+        """What a call says of the tickets of its claims; see `redis/claim.lua`."""
+        policy = self.claims.snapshot.settings.queue
+        oldest = round((policy.timeout + GRACE) * 1e6)
+        numbers = " ".join(ticket_of(wish) for wish in wishes)
+        return f"{self.claims.worker}\t{policy.size}\t{oldest}\t{numbers}"
+
+    def close(self) -> None:
+        """The worker ends: nobody waits any more."""
+        for ticket in list(self._tickets.values()):
+            ticket.fault = self._full()
+            self.claims.wake(ticket, None)
+
+    def _full(self) -> QueueFull:
+        policy = self.claims.snapshot.settings.queue
+        return QueueFull(
+            f"every backend of pool {self.claims.keys.pool} is full, and so is its queue",
+            retry_after(policy.timeout),
+        )
+
+
+def retry_after(timeout: float) -> int:
+    """Whole seconds, at least 1, after which to try again: all who wait now have been served by then, or
+    have given up.
+    """
+    return max(1, math.ceil(timeout))
