@@ -58,6 +58,10 @@ class ProxyError(LbError):
     #: Whole seconds after which the client may try again; said with a 503.
     retry_after: int = 1
 
+    def __init__(self, message: str = "", retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
     @classmethod
     def safe_to_retry(cls, idempotent: bool) -> bool:
         """Nothing was sent, or sending it twice does no harm (RFC 9110, section 9.2.2)."""
@@ -224,25 +228,17 @@ class NoBackend(InternalError):
     code = "no_backend"
 
 
-class _Waited(InternalError):
-    """Every backend that might take the request is at `max_connections`."""
+class QueueFull(InternalError):
+    """Every backend is at `max_connections`, and `queue.size` requests wait already."""
 
     status = 503
-
-    def __init__(self, message: str, retry_after: int = 1) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-class QueueFull(_Waited):
-    """And `queue.size` requests wait already."""
-
     code = "queue_full"
 
 
-class QueueTimeout(_Waited):
-    """And none had room within `queue.timeout`."""
+class QueueTimeout(InternalError):
+    """Every backend was at `max_connections` for `queue.timeout`."""
 
+    status = 503
     code = "queue_timeout"
 
 

@@ -10,7 +10,7 @@ import falcon
 import msgspec
 from msgspec import Meta
 
-from lb.errors import ClientGone, StoreConflict, StoreError, StoreUnavailable
+from lb.errors import ClientGone, ProxyError, StoreConflict, StoreError, StoreUnavailable
 from lb.wsgi import REASONS
 
 _LOG = logging.getLogger("lb")
@@ -52,7 +52,7 @@ class Problem(falcon.HTTPError):
 
 def away(exc: StoreError) -> Problem:
     """The shared state is not to be had."""
-    return Problem(503, str(exc), headers={"Retry-After": "1"})
+    return Problem(503, str(exc), headers={"Retry-After": str(ProxyError.retry_after)})
 
 
 def install(app: falcon.App[Any, Any]) -> None:

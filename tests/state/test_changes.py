@@ -99,6 +99,24 @@ def listening(connect: Callable[[], redis.Redis], *pools: str) -> Iterator[tuple
         assert not thread.is_alive()
 
 
+def test_a_worker_is_called_up_on_a_channel_of_its_own(shared_server: Server, client: redis.Redis) -> None:
+    heard, called = Heard(), list[tuple[str, bytes]]()
+    listener = Listener(
+        shared_server.client, ["p"], heard.message, heard.gap, "w", lambda *call: called.append(call)
+    )
+    thread = threading.Thread(target=listener.run)
+    thread.start()
+    try:
+        eventually(lambda: heard.gaps, "the first connection")
+        assert client.publish(PoolKeys("p").calls("other"), 1) == 0
+        assert client.publish(PoolKeys("p").calls("w"), 2) == 1
+        eventually(lambda: called == [("p", b"2")], "the call")
+        assert heard.messages == []
+    finally:
+        listener.stop()
+        thread.join(30)
+
+
 def test_changes_arrive(shared_server: Server, registry: Registry) -> None:
     with listening(shared_server.client, "p", "q") as (_, heard):
         assert heard.gaps == 1
