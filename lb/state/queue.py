@@ -28,8 +28,6 @@ POLL = 0.5
 GRACE = 2.0
 """Seconds that the store keeps a ticket beyond `queue.timeout`: its worker takes it out before that."""
 
-_ALL = 1 << 30
-
 
 class Waits(Protocol):
     """Who is told how long a request waited, in seconds."""
@@ -220,20 +218,20 @@ class Queue:
 
     # What the claims call.
 
-    def ask(self, most: int = _ALL) -> None:
-        """Let the oldest ask, so many, and all that are retries."""
-        claims = self.claims
+    def ask(self, most: int | None = None) -> None:
+        """Let the oldest ask, so many, and all that are retries; None: let all ask."""
+        claims, left = self.claims, len(self._tickets) if most is None else most
         for ticket in list(self._tickets.values()):
             if ticket.over:
                 continue
-            if most >= _ALL and not claims.may_wait(ticket.exclude):
+            if most is None and not claims.may_wait(ticket.exclude):
                 ticket.hopeless = True
             elif not ticket.exclude:
-                if most <= 0:
+                if left <= 0:
                     if not self._retries:
                         return
                     continue
-                most -= 1 if most < _ALL else 0
+                left -= 1
             if not ticket.asking:
                 ticket.asking = True
                 if not (claims.ask(ticket, ticket.wish) or ticket.exclude or ticket.hopeless):
