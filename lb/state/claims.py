@@ -224,8 +224,8 @@ class Claims:
         return self._picker.may_wait(exclude)
 
     def ask(self, waiter: Waiter, wish: str) -> bool:
-        """Let `waiter` have a pick, or None: with the next call, or, while the store is away, from the
-        snapshot; returns False when it is clear by now that it is None.
+        """Let `waiter` have a pick, or None, with the next call; while the store is away, from the snapshot:
+        returns False when there is none, and does not wake it.
         """
         if self.shared:
             self.waiting.append((waiter, wish))
@@ -233,7 +233,8 @@ class Claims:
                 self._schedule(self)
             return True
         pick = self._pick_locally(wish)
-        self.wake(waiter, pick)
+        if pick is not None:
+            self.wake(waiter, pick)
         return pick is not None
 
     def _take(self, waiter: Waiter, switch: Callable[[], Any], wish: str) -> Backend | None:

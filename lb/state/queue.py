@@ -234,8 +234,12 @@ class Queue:
                 left -= 1
             if not ticket.asking:
                 ticket.asking = True
-                if not (claims.ask(ticket, ticket.wish) or ticket.exclude or ticket.hopeless):
-                    return  # nor will who came later get anything
+                if not claims.ask(ticket, ticket.wish):
+                    ticket.asking = False
+                    if ticket.hopeless:
+                        claims.wake(ticket, None)
+                    elif not ticket.exclude:
+                        return  # nor will who came later get anything
 
     def refuse(self, numbers: str) -> None:
         """There was no room in the queue for these tickets."""

@@ -262,6 +262,18 @@ def test_while_the_store_is_away_they_are_served_in_turn(window: Window) -> None
     window.open()
 
 
+def test_the_last_backend_goes_while_the_store_is_away(window: Window) -> None:
+    def step(ticket: Ticket) -> None:
+        window.turn()
+        window.registry.change("p", decide.update(NAMES[0], admin="drain"))
+        window.claims.fail()
+        assert not ticket.over
+        window.refresh()
+
+    assert window.wait(step) is None
+    window.open()
+
+
 def test_the_end_of_the_worker_is_the_end_of_waiting(window: Window) -> None:
     def step(ticket: Ticket) -> None:
         window.turn()
