@@ -74,9 +74,9 @@ class ThreadLink:
                 connection.disconnect()
 
     def schedule(self, claims: Claims) -> None:
-        """Whoever claims, or waits in the queue, sends the batch itself."""
+        """Whoever claims sends the batch itself, or one of those who wait in the queue."""
         with self.lock:
-            self.lock.notify_all()
+            self.lock.notify()
 
     def release_soon(self, claims: Claims) -> None:
         """Send releases now: there may be no claim for long."""
