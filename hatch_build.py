@@ -35,9 +35,11 @@ HOT = (
     "routing",
     "server",
     "service",
+    "state/choice",
     "state/claims",
     "state/green",
     "state/link",
+    "state/wishes",
     "wsgi",
 )
 GROUP = "lb"

@@ -36,8 +36,6 @@
 -- @include order
 -- @include queue
 
--- Seconds in which the memory of a slow answer fades to 1/e.
-local DECAY = 10
 -- What an answer may cost at most that nobody has seen yet: a newcomer gets one request, not all of them.
 local UNSEEN = 1e6
 

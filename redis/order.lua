@@ -31,6 +31,8 @@ local RECORD = '<ddddd'
 local REPORT = '<ddddd'
 -- peak EWMA in seconds, and when that was worked out, in seconds since the epoch
 local LATENCY = '<dd'
+-- Seconds in which the memory of a slow answer fades to 1/e.
+local DECAY = 10
 -- Slow start: from when, until when, in seconds since the epoch
 local RAMP = '<dd'
 local GONE, NEVER = -1, -1

@@ -35,6 +35,7 @@ GROUPS = {
     "errors": "model",
     "settings": "model",
     "process": "model",
+    "decision": "model",
     "state.keys": "model",
     "accesslog": "model",
     "dates": "model",

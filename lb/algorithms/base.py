@@ -96,6 +96,10 @@ class Algorithm(ABC):
         """The order that the shared state keeps for a pool with these settings."""
         return cls.order
 
+    def goes_by(self, request: Request) -> str:
+        """What of the request the choice goes by, in words for people who ask why; "" nothing."""
+        return ""
+
     def candidates(self, request: Request | None, chance: Chance) -> Sequence[str]:
         """Ids of backends, best first, each at most once; may be empty."""
         return ()

@@ -12,6 +12,7 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from hashlib import sha256
 from weakref import WeakValueDictionary
 
 from lb.algorithms.base import CANDIDATES, Algorithm, Chance, Order, Request, Rule
@@ -102,6 +103,10 @@ class Hashed(Algorithm):
         """What is hashed: the client's address."""
         return normal_address(request.client)
 
+    def goes_by(self, request: Request) -> str:
+        """The address that is hashed."""
+        return f"ip {normal_address(request.client)}"
+
     def candidates(self, request: Request | None, chance: Chance) -> Sequence[str]:
         """The backends of the request's key."""
         if request is None or not self._there:
@@ -142,13 +147,24 @@ class ConsistentHash(Hashed):
 
     def key(self, request: Request) -> str:
         """What `hash.key` says; without it the client's address."""
+        return self._own_key(request) or normal_address(request.client)
+
+    def _own_key(self, request: Request) -> str:
         match self._kind:
             case "path":
-                found = path_of(request.target)
+                return path_of(request.target)
             case "header":
-                found = request.header(self._name)
+                return request.header(self._name)
             case "cookie":
-                found = request.cookie(self._name)
-            case _:
-                found = ""
-        return found or normal_address(request.client)
+                return request.cookie(self._name)
+        return ""
+
+    def goes_by(self, request: Request) -> str:
+        """What is hashed. Fields and cookies may be secret: of those, a digest."""
+        found = self._own_key(request)
+        if not found:
+            return super().goes_by(request)
+        if self._kind == "path":
+            return f"path {found[:256]}"
+        digest = sha256(found.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        return f"{self._kind}:{self._name} #{digest}"

@@ -22,9 +22,11 @@ from typing import Any, Protocol
 
 from lb.algorithms.base import Request
 from lb.model import Backend, Snapshot
+from lb.state.choice import Choice
+from lb.state.explain import Explainer
 from lb.state.keys import PoolKeys
-from lb.state.picker import CANARY, PLAIN, QUEUED, QUEUED_CANARY, UNMARKED, Picker, marked, unmarked
 from lb.state.scripts import CLAIM_SHA
+from lb.state.wishes import CANARY, EXPLAINED, PLAIN, QUEUED, bare, mark_of
 
 MAX_BATCH = 128
 """Claims in one call: the store serves nobody else meanwhile."""
@@ -94,23 +96,14 @@ class Claims:
         self._on_gap = on_gap
         self.wake = wake
         self._head: tuple[str, ...] = ()
-        self._picker = Picker(snapshot.settings.algorithm, snapshot, self.held)
-        self._canary: Picker | None = None
-        self._canary_share = self._canary_due = 0.0
-        #: While a canary is tried out: requests, failures and seconds that nobody has been told of yet, of
-        #: the pool's own algorithm (False) and of the canary (True).
-        self.tallies: dict[bool, tuple[int, int, float]] = {}
-        #: Is there more to a claim than who is excluded (see the next two), or is a canary tried out?
-        self.special = False
-        #: Does an algorithm of the pool look at requests? Then claims come with one.
-        self.asks = False
-        #: Does it matter how long answers take, and what became of them? Then releases come with that.
-        self.timed = False
+        self.choice = Choice(snapshot, self.held)
+        #: Claims that are explained.
+        self.explainer = Explainer(self)
         self.update(snapshot)
 
     def update(self, snapshot: Snapshot) -> None:
         """Take a newer view of the pool; picks that waited for it go on."""
-        self._choose(snapshot)
+        self.choice.update(snapshot)
         self.snapshot = snapshot
         self._by_key = {name.encode(): backend for name, backend in snapshot.backends.items()}
         if self._unknown:
@@ -129,36 +122,6 @@ class Claims:
         """There may be room for those in the queue, or none for them any more."""
         if self.crowded and self.line is not None:
             self.line.ask()
-
-    def _choose(self, snapshot: Snapshot) -> None:
-        """Set up the algorithms of a snapshot."""
-        settings = snapshot.settings
-        if snapshot is not self._picker.snapshot:
-            self._picker = Picker(settings.algorithm, snapshot, self.held)
-        self._canary = None
-        if settings.canary is not None:
-            self._canary = Picker(settings.canary.algorithm, snapshot, self.held)
-            self._canary_share = settings.canary.share
-        pickers = [self._picker] if self._canary is None else [self._picker, self._canary]
-        self.asks = any(picker.asks for picker in pickers)
-        self.timed = any(picker.timed for picker in pickers)
-        self.special = self.asks or self.timed or self._canary is not None
-
-    def canary_is_next(self) -> bool:
-        """Is the next claim the canary's? Every n-th is, so that the share is met exactly."""
-        if self._canary is None:
-            return False
-        self._canary_due += self._canary_share
-        if self._canary_due < 1.0:
-            return False
-        self._canary_due -= 1.0
-        return True
-
-    def tally(self, canary: bool, ok: bool, took: float) -> None:
-        """What became of a request, for the comparison with a canary; `took`: seconds until its answer."""
-        if self._canary is not None:
-            requests, failures, seconds = self.tallies.get(canary, (0, 0, 0.0))
-            self.tallies[canary] = (requests + 1, failures + (not ok), seconds + took)
 
     def prepare(self) -> dict[str, int]:
         """The store is back: what a new lease must hold. Claims wait from here until `begin` or `fail`."""
@@ -205,23 +168,12 @@ class Claims:
         """
         if self.crowded and not exclude:
             return None
-        pick = self._take(waiter, switch, self.wish(exclude, request, canary, own))
+        pick = self.take(waiter, switch, self.choice.wish(exclude, request, canary, own))
         if pick is None and exclude:
-            last = self._picker.last_resort(exclude)
+            last = self.choice.last_resort(exclude)
             if last:
-                pick = self._take(waiter, switch, last)
+                pick = self.take(waiter, switch, last)
         return pick
-
-    def wish(self, exclude: Sequence[str], request: Request | None, canary: bool, own: str) -> str:
-        """What a claim asks for, as text."""
-        picker = self._picker
-        if canary and self._canary is not None:
-            return CANARY + self._canary.wish(exclude, request, own)
-        return picker.wish(exclude, request, own) if exclude or own or picker.ruled else PLAIN
-
-    def may_wait(self, exclude: Sequence[str]) -> bool:
-        """Is there a backend, none of `exclude`, that might have room later?"""
-        return self._picker.may_wait(exclude)
 
     def ask(self, waiter: Waiter, wish: str) -> bool:
         """Let `waiter` have a pick, or None, with the next call; while the store is away, from the snapshot:
@@ -237,7 +189,8 @@ class Claims:
             self.wake(waiter, pick)
         return pick is not None
 
-    def _take(self, waiter: Waiter, switch: Callable[[], Any], wish: str) -> Backend | None:
+    def take(self, waiter: Waiter, switch: Callable[[], Any], wish: str) -> Backend | None:
+        """Wait for the pick of one wish."""
         if not self.shared:
             return self._pick_locally(wish)
         self.waiting.append((waiter, wish))
@@ -257,7 +210,7 @@ class Claims:
         if self.shared:
             released = self.released
             released[name] = released.get(name, 0) + 1
-            if took >= 0.0 and self.timed:
+            if took >= 0.0 and self.choice.timed:
                 number, total, most = self._times.get(name, (0, 0.0, 0.0))
                 self._times[name] = (number + 1, total + took, max(most, took))
             if self.crowded and self.line is not None:
@@ -268,7 +221,7 @@ class Claims:
             elif not self.waiting and self.ready:
                 self._release_soon(self)
         else:
-            self._picker.local.released(name)
+            self.choice.released(name)
             self._ask_anew()
 
     # What the link calls.
@@ -283,19 +236,18 @@ class Claims:
             flying, self.waiting = waiting[:MAX_BATCH], waiting[MAX_BATCH:]
         else:
             flying, self.waiting = waiting, []
-        half, wishes = "", []
+        served, head = "", self._head
+        wishes: list[str] = []
         if any(wish for _, wish in flying):
-            kinds = any("" < wish < UNMARKED for _, wish in flying)
-            if kinds:
-                half, flying = self._one_kind(flying)
+            if any(mark_of(wish) for _, wish in flying):
+                flying = self._of_one_mark(flying)
+                served, head = self._served(flying)
             flying.sort(key=_has_wish)  # the script wants those that say more at the end
-            wishes = [wish for _, wish in flying if _has_wish((_, wish))]
-            if kinds:
-                wishes = [unmarked(wish) for wish in wishes]
-        command: list[str | int | float | bytes | memoryview] = [*self._head]
+            wishes = [text for _, wish in flying if (text := bare(wish)) != PLAIN]
+        command: list[str | int | float | bytes | memoryview] = [*head]
         command.append(str(len(flying)))
         command.append(str(len(released)))
-        command.append(half)
+        command.append(served)
         times = self._times
         for name, count in released.items():
             command.append(name)
@@ -310,17 +262,26 @@ class Claims:
         self.calls += 1
         return tuple(command)
 
-    def _one_kind(self, flying: list[tuple[Waiter, str]]) -> tuple[str, list[tuple[Waiter, str]]]:
-        """Of claims of both algorithms, with and without tickets, those that one call can serve, and what it
-        says of them; the others wait for the next one.
-        """
-        mark = marked(flying[0][1])
-        self.waiting = [entry for entry in flying if marked(entry[1]) != mark] + self.waiting
-        chosen = [entry for entry in flying if marked(entry[1]) == mark]
-        half = "c" if mark in (CANARY, QUEUED_CANARY) else ""
-        if mark >= QUEUED and self.line is not None:
-            half = f"{half}\t{self.line.says([wish for _, wish in chosen])}"
-        return half, chosen
+    def _of_one_mark(self, flying: list[tuple[Waiter, str]]) -> list[tuple[Waiter, str]]:
+        """Of claims with several marks those that one call can serve; the others wait for the next one."""
+        mark = mark_of(flying[0][1])
+        chosen = [entry for entry in flying if mark_of(entry[1]) == mark]
+        if mark & EXPLAINED:
+            chosen = chosen[:1]
+            self.waiting = flying[1:] + self.waiting
+        else:
+            self.waiting = [entry for entry in flying if mark_of(entry[1]) != mark] + self.waiting
+        return chosen
+
+    def _served(self, flying: list[tuple[Waiter, str]]) -> tuple[str, tuple[str, ...]]:
+        """What a call says of all its claims, which have one mark, and how it begins."""
+        mark, head = mark_of(flying[0][1]), self._head
+        served = "c" if mark & CANARY else ""
+        if mark & QUEUED and self.line is not None:
+            served = f"{served}\t{self.line.says([wish for _, wish in flying])}"
+        if mark & EXPLAINED:
+            head = self.explainer.head(head, bare(flying[0][1]))
+        return served, head
 
     def settle(self, answer: list[Any]) -> None:
         """The store's answer to the last batch: wake who waits. Switches to other greenlets."""
@@ -333,11 +294,14 @@ class Claims:
             self._on_gap(self)
             return
         self.picks += len(flying)
+        mark = mark_of(flying[0][1]) if flying else 0
+        if mark & EXPLAINED:
+            self.explainer.told(flying[0][1], answer)
+        elif mark & QUEUED and len(answer) > len(flying) + 1 and self.line is not None:
+            self.line.refuse(answer[-1].decode())
         if version != self.snapshot.version:
             self.seen_version = version
             self._on_gap(self)
-        if len(answer) > len(flying) + 1 and self.line is not None:
-            self.line.refuse(answer[-1].decode())
         held, by_key = self.held, self._by_key
         at = 0
         for waiter, wish in flying:
@@ -359,7 +323,7 @@ class Claims:
     def fail(self) -> None:
         """The store did not answer: serve everybody who waits from the snapshot, and so until `begin`."""
         if self.shared:
-            self._picker.forget_local()
+            self.choice.begin()
         self.shared = self.ready = False
         flying, self._flying = self._flying, []
         waiting, self.waiting = self.waiting, []
@@ -378,7 +342,7 @@ class Claims:
             self.held.pop(name, None)
 
     def _pick_locally(self, wish: str) -> Backend | None:
-        backend = self._picker.pick(unmarked(wish) if "" < wish < UNMARKED else wish)
+        backend = self.choice.pick(wish)
         if backend is not None:
             self.local_picks += 1
             self.held[backend.id] = self.held.get(backend.id, 0) + 1
@@ -390,4 +354,4 @@ class Claims:
 
 
 def _has_wish(entry: tuple[Waiter, str]) -> bool:
-    return entry[1] not in (PLAIN, CANARY)
+    return bare(entry[1]) != PLAIN

@@ -214,8 +214,8 @@ class Fleet:
                 continue
             if version != claims.snapshot.version or name in stale:
                 self._take(claims, registry.load(name))
-            if claims.tallies:
-                tallies, claims.tallies = claims.tallies, {}
+            if claims.choice.tallies:
+                tallies, claims.choice.tallies = claims.choice.tallies, {}
                 registry.add_trial(name, tallies)
         self._promote_unwatched(registry)
         if monotonic() - self._last_reap > REAP_EVERY * (0.75 + 0.5 * random.random()):

@@ -14,35 +14,38 @@ from lb.model import Backend
 from lb.state.claims import Claims
 from lb.state.link import Link
 from lb.state.queue import Queue, Ticket, Waits
+from lb.state.seen import Seen
 
 
 class GreenClaims:
     """The claims of one pool, for greenlets."""
 
-    __slots__ = ("_claims", "_queue", "_switch", "_waits", "release", "tally")
+    __slots__ = ("_claims", "_queue", "_switch", "_waits", "algorithm", "release", "seen", "tally")
 
     def __init__(self, claims: Claims, hub: Any, waits: set[Any]) -> None:
         self._claims = claims
         # greenlet's own switch: the hub's method only adds a hook that plain greenlets have no use for.
         self._switch = greenlet.switch.__get__(hub)
         self.release = claims.release
-        self.tally = claims.tally
+        self.tally = claims.choice.tally
         self._queue = Queue(claims)
         self._waits = waits
+        self.seen = claims.explainer.seen
+        self.algorithm = claims.explainer.algorithm
 
     @property
     def special(self) -> bool:
         """Is there more to a claim than who is excluded?"""
-        return self._claims.special
+        return self._claims.choice.special
 
     @property
     def asks(self) -> bool:
         """Does a claim have to come with its request?"""
-        return self._claims.asks
+        return self._claims.choice.asks
 
     def canary_is_next(self) -> bool:
         """Is the next request one for the algorithm that is tried out?"""
-        return self._claims.canary_is_next()
+        return self._claims.choice.canary_is_next()
 
     def claim(
         self,
@@ -73,6 +76,16 @@ class GreenClaims:
                 self._switch()
         finally:
             self._waits.discard(ticket)
+
+    def explain(
+        self,
+        exclude: Sequence[str] = (),
+        request: Request | None = None,
+        canary: bool = False,
+        own: str = "",
+    ) -> tuple[Backend | None, Seen]:
+        """The same, with what it was decided on."""
+        return self._claims.explainer.explain(getcurrent(), self._switch, exclude, request, canary, own)
 
 
 def _rouse(ticket: Ticket) -> None:

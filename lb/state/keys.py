@@ -20,6 +20,8 @@ class PoolKeys:
     __slots__ = (
         "canary",
         "changes",
+        "decided",
+        "decisions",
         "members",
         "order",
         "pool",
@@ -47,6 +49,8 @@ class PoolKeys:
         self.trial = prefix + "trial"
         self.workers = prefix + "workers"
         self.changes = prefix + "changes"
+        self.decisions = prefix + "decisions"
+        self.decided = prefix + "decided"
 
     def lease(self, worker: str) -> str:
         """The key of what `worker` holds."""

@@ -19,7 +19,7 @@ import redis
 from lb.errors import StoreUnavailable
 from lb.model import Backend
 from lb.state.claims import Claims, Waiter
-from lb.state.scripts import CLAIM_SOURCE
+from lb.state.scripts import CLAIM_SOURCE, EXPLAIN_SOURCE
 
 STALL = 0.5
 """Seconds without an answer after which the store counts as away."""
@@ -64,8 +64,9 @@ class Link:
         connection: Any = client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
         try:
             connection.connect()
-            connection.send_command("SCRIPT", "LOAD", CLAIM_SOURCE)
-            connection.read_response()
+            for script in (CLAIM_SOURCE, EXPLAIN_SOURCE):
+                connection.send_command("SCRIPT", "LOAD", script)
+                connection.read_response()
         except (redis.RedisError, OSError) as exc:
             connection.disconnect()
             raise StoreUnavailable(str(exc)) from None

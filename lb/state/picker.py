@@ -1,8 +1,4 @@
-"""What a claim asks the shared state for, by the algorithm of its pool.
-
-A wish is text, as `redis/claim.lua` takes it: a rule, candidates and who is excluded, with tabs between,
-names with line ends between. The empty one asks for whoever is next in the pool's order.
-"""
+"""What a claim asks the shared state for, by the algorithm of its pool, as a wish (`lb.state.wishes`)."""
 
 from __future__ import annotations
 
@@ -12,26 +8,13 @@ from collections.abc import Mapping, Sequence
 
 from lb.algorithms import DEFAULT_ALGORITHM, algorithm
 from lb.algorithms.base import Algorithm, Chance, Request
+from lb.algorithms.excluded import excluded
 from lb.algorithms.local import LocalOrder
 from lb.model import Backend, Snapshot
+from lb.state.seen import View
+from lb.state.wishes import LEAVES, PLAIN
 
 _LOG = logging.getLogger("lb")
-
-PLAIN = ""
-"""The wish for who is next."""
-
-CANARY = "\x01"
-"""What the wish of a canary's claim begins with, until it is sent."""
-
-QUEUED, QUEUED_CANARY = "\x02", "\x03"
-"""What the wish begins with of a claim that has a ticket of the queue, until it is sent: then the number of
-that and another such character."""
-
-LEAVES = "-"
-"""What stands before a ticket's number when its owner waits no more; its claim's rule, which finds nobody."""
-
-UNMARKED = "\x04"
-"""What a wish is above, as text, that begins with none of these."""
 
 LAST_RESORT = "s"
 """The rule that lets backups have a request that stand by."""
@@ -40,36 +23,6 @@ OWN = "o"
 """What a rule begins with when the first candidate is the client's own backend."""
 
 _CODES = {"first": "f", "least-load": "l", "least-time": "t"}
-
-
-def marked(wish: str) -> str:
-    """Whose wish it is: CANARY, QUEUED, QUEUED_CANARY; "": the pool's own algorithm's, without a ticket."""
-    return wish[:1] if wish < UNMARKED else ""
-
-
-def queued(number: str, wish: str) -> str:
-    """`wish` of a claim that has the ticket `number`."""
-    mark = QUEUED_CANARY if marked(wish) else QUEUED
-    return f"{mark}{number}{mark}{wish.removeprefix(CANARY)}"
-
-
-def leaving(wish: str) -> str:
-    """What a claim says whose `wish` named a ticket, when that is given up."""
-    mark = marked(wish)
-    return f"{mark}{LEAVES}{ticket_of(wish)}{mark}{LEAVES}\t\t"
-
-
-def ticket_of(wish: str) -> str:
-    """The number of its ticket, which it must have."""
-    return wish.split(marked(wish), 2)[1]
-
-
-def unmarked(wish: str) -> str:
-    """`wish` as the store takes it, where each claim of a call says what it wants."""
-    mark = marked(wish)
-    if mark >= QUEUED:
-        return wish.split(mark, 2)[2] or "\t\t"
-    return wish.removeprefix(CANARY)
 
 
 class Picker:
@@ -127,6 +80,15 @@ class Picker:
             return f"{self._code}\t{chr(10).join(named)}\t{without}"
         return f"\t\t{without}" if exclude else PLAIN
 
+    def goes_by(self, request: Request | None) -> str:
+        """What of the request its algorithm goes by, for people."""
+        if request is None:
+            return ""
+        try:
+            return self._algorithm.goes_by(request)[:512]
+        except Exception:  # noqa: BLE001 - an algorithm may be anybody's
+            return ""
+
     def last_resort(self, exclude: Sequence[str]) -> str:
         """The wish of a claim for a request that all others have failed: for a backup that stands by, though
         nobody has found the others down yet. "" when there is none.
@@ -148,6 +110,13 @@ class Picker:
                     self.snapshot.pool,
                 )
             return ()
+
+    def view(self) -> View:
+        """What this worker knows of who may take a request."""
+        known = self._algorithm
+        names = sorted(known.eligible.names)
+        why = excluded(self.snapshot, known.eligible)
+        return View(self.snapshot, known.eligible, names, why, self._held)
 
     # Without the shared state.
 

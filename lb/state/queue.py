@@ -20,7 +20,7 @@ from lb.algorithms.base import Request
 from lb.errors import ProxyError, QueueFull, QueueTimeout
 from lb.model import Backend
 from lb.state.claims import Claims
-from lb.state.picker import leaving, queued, ticket_of
+from lb.state.wishes import QUEUED, leaving, marked, number_of
 
 POLL = 0.5
 """Seconds after which a ticket asks without having been told to."""
@@ -77,7 +77,7 @@ class Ticket:
         """`until`: when its time is over, by `monotonic`; `rouse` wakes who waits."""
         self.line = line
         self.number = number
-        self.wish = queued(number, wish)
+        self.wish = marked(QUEUED, wish, number)
         self.exclude = exclude
         #: Is a claim of it on its way?
         self.asking = False
@@ -164,10 +164,10 @@ class Queue:
         """
         claims = self.claims
         policy = claims.snapshot.settings.queue
-        if policy.size == 0 or not claims.may_wait(exclude):
+        if policy.size == 0 or not claims.choice.may_wait(exclude):
             return None
         self._numbers += 1
-        wish = claims.wish(exclude, request, canary, own)
+        wish = claims.choice.wish(exclude, request, canary, own)
         until = monotonic() + policy.timeout
         ticket = Ticket(self, str(self._numbers), wish, exclude, until, rouse)
         began = perf_counter()
@@ -224,7 +224,7 @@ class Queue:
         for ticket in list(self._tickets.values()):
             if ticket.over:
                 continue
-            if most is None and not claims.may_wait(ticket.exclude):
+            if most is None and not claims.choice.may_wait(ticket.exclude):
                 ticket.hopeless = True
             elif not ticket.exclude:
                 if left <= 0:
@@ -252,7 +252,7 @@ class Queue:
         """What a call says of the tickets of its claims; see `redis/claim.lua`."""
         policy = self.claims.snapshot.settings.queue
         oldest = round((policy.timeout + GRACE) * 1e6)
-        numbers = " ".join(ticket_of(wish) for wish in wishes)
+        numbers = " ".join(number_of(wish) for wish in wishes)
         return f"{self.claims.worker}\t{policy.size}\t{oldest}\t{numbers}"
 
     def close(self) -> None:

@@ -2,7 +2,8 @@
 
 What a script does, and why it must be one step, stands in its header. Answers that mean "no" become
 errors here, so that nobody else needs to know the codes. The hot one, `claim`, is called by
-`lb.state.claims` on a connection of its own; its source and digest are `CLAIM_SOURCE`, `CLAIM_SHA`.
+`lb.state.claims` on a connection of its own; its source and digest are `CLAIM_SOURCE`, `CLAIM_SHA`. So is
+`explain`, which is `claim` for one request and tells more.
 """
 
 from __future__ import annotations
@@ -60,8 +61,9 @@ class Script(NamedTuple):
 
 
 CLAIM_SOURCE, CLAIM_SHA = Script.load("claim")
-COMMIT, LEASE, BEAT, REAP, HOLD, REPORT = map(
-    Script.load, ("commit", "lease", "beat", "reap", "hold", "report")
+EXPLAIN_SOURCE, EXPLAIN_SHA = Script.load("explain")
+COMMIT, LEASE, BEAT, REAP, HOLD, REPORT, DECISIONS = map(
+    Script.load, ("commit", "lease", "beat", "reap", "hold", "report", "decisions")
 )
 
 
@@ -177,6 +179,15 @@ class Scripts:
             REPORT, (keys.state, keys.order, keys.canary), (backend, free, lasts, fade, blackout)
         )
         return None if answer < 0 else answer / 1e6
+
+    def keep_decisions(
+        self, keys: PoolKeys, found: Iterable[tuple[str, bytes]], seconds: float, most: int
+    ) -> int:
+        """Keep `found` (request id, JSON) for so many seconds, and of all `most` at most; return how many
+        there are.
+        """
+        pairs = [part for pair in found for part in pair]
+        return self._run(DECISIONS, (keys.decisions, keys.decided), (seconds, most, *pairs))
 
     def hold(self, key: str, owner: str, milliseconds: int) -> bool:
         """Take or renew the lock `key` for `milliseconds`, or (0) let go of it. True if done.

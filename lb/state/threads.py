@@ -19,7 +19,8 @@ from lb.model import Backend
 from lb.state.claims import Claims, Waiter
 from lb.state.link import STALL
 from lb.state.queue import POLL, Queue, Ticket, Waits
-from lb.state.scripts import CLAIM_SOURCE
+from lb.state.scripts import CLAIM_SOURCE, EXPLAIN_SOURCE
+from lb.state.seen import Seen
 
 
 class _Box:
@@ -58,8 +59,9 @@ class ThreadLink:
         connection = client.connection_pool.connection_class(**options)
         try:
             connection.connect()
-            connection.send_command("SCRIPT", "LOAD", CLAIM_SOURCE)
-            connection.read_response()
+            for script in (CLAIM_SOURCE, EXPLAIN_SOURCE):
+                connection.send_command("SCRIPT", "LOAD", script)
+                connection.read_response()
         except (redis.RedisError, OSError) as exc:
             connection.disconnect()
             raise StoreUnavailable(str(exc)) from None
@@ -114,22 +116,22 @@ class ThreadClaims:
     @property
     def special(self) -> bool:
         """Is there more to a claim than who is excluded?"""
-        return self._claims.special
+        return self._claims.choice.special
 
     @property
     def asks(self) -> bool:
         """Does a claim have to come with its request?"""
-        return self._claims.asks
+        return self._claims.choice.asks
 
     def canary_is_next(self) -> bool:
         """Is the next request one for the algorithm that is tried out?"""
         with self._link.lock:
-            return self._claims.canary_is_next()
+            return self._claims.choice.canary_is_next()
 
     def tally(self, canary: bool, ok: bool, took: float) -> None:
         """What became of a request."""
         with self._link.lock:
-            self._claims.tally(canary, ok, took)
+            self._claims.choice.tally(canary, ok, took)
 
     def claim(
         self,
@@ -139,8 +141,34 @@ class ThreadClaims:
         own: str = "",
     ) -> Backend | None:
         """A backend that is not in `exclude`, `own` if it can; None when none may take a request."""
+        box = _Box(self._link.lock)
+        with self._link.lock:
+            return self._claims.claim(box, self._waiting(box), exclude, request, canary, own)
+
+    def explain(
+        self,
+        exclude: Sequence[str] = (),
+        request: Request | None = None,
+        canary: bool = False,
+        own: str = "",
+    ) -> tuple[Backend | None, Seen]:
+        """The same, with what it was decided on."""
+        box = _Box(self._link.lock)
+        with self._link.lock:
+            explain = self._claims.explainer.explain
+            return explain(box, self._waiting(box), exclude, request, canary, own)
+
+    def seen(self, pick: str, exclude: Sequence[str], canary: bool, own: str) -> Seen:
+        """What can be said afterwards of a claim that got `pick`."""
+        with self._link.lock:
+            return self._claims.explainer.seen(pick, exclude, canary, own)
+
+    def algorithm(self, canary: bool) -> tuple[str, int]:
+        """By which algorithm, and version of the pool, claims are made here."""
+        return self._claims.explainer.algorithm(canary)
+
+    def _waiting(self, box: _Box) -> Callable[[], Backend | None]:
         claims, lock = self._claims, self._link.lock
-        box = _Box(lock)
 
         def wait() -> Backend | None:
             until = monotonic() + STALL
@@ -154,8 +182,7 @@ class ThreadClaims:
             box.taken = False  # a claim may have to ask twice
             return box.pick
 
-        with lock:
-            return claims.claim(box, wait, exclude, request, canary, own)
+        return wait
 
     def wait(
         self,

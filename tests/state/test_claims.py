@@ -252,7 +252,7 @@ def test_the_connections_of_a_backend_that_left_are_given_back(
 
 def wants(desk: Desk) -> tuple[bool, bool, bool]:
     """Is there more to a claim? Does it come with its request, and do releases come with times?"""
-    return desk.claims.special, desk.claims.asks, desk.claims.timed
+    return desk.claims.choice.special, desk.claims.choice.asks, desk.claims.choice.timed
 
 
 def asking(client: str) -> HeadRequest:
@@ -317,16 +317,16 @@ def try_out(desk: Desk, algorithm: str, share: float) -> None:
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 1 / 3, 0.07, 0.5, 0.999])
 def test_the_share_of_a_canary_is_met_exactly(desk: Desk, share: float) -> None:
-    assert not any(desk.claims.canary_is_next() for _ in range(10))
+    assert not any(desk.claims.choice.canary_is_next() for _ in range(10))
     try_out(desk, "random", share)
     assert wants(desk) == (True, False, False)
     count = 0
     for number in range(1, 3001):
-        count += desk.claims.canary_is_next()
+        count += desk.claims.choice.canary_is_next()
         assert abs(count - share * number) <= 1 + 1e-9, number
     try_out(desk, "random", 0)
     assert wants(desk) == (False, False, False)
-    assert not any(desk.claims.canary_is_next() for _ in range(10))
+    assert not any(desk.claims.choice.canary_is_next() for _ in range(10))
 
 
 def test_a_call_serves_the_claims_of_one_of_the_two(desk: Desk, pool: Pool) -> None:
@@ -372,12 +372,12 @@ def test_claims_of_a_canary_without_the_store(desk: Desk, pool: Pool, algorithm:
 
 
 def test_what_became_of_requests_is_told_apart(desk: Desk) -> None:
-    desk.claims.tally(False, True, 1.0)
-    assert desk.claims.tallies == {}  # there is nothing to compare
+    desk.claims.choice.tally(False, True, 1.0)
+    assert desk.claims.choice.tallies == {}  # there is nothing to compare
     try_out(desk, "random", 0.5)
     for canary, ok, took in ((False, True, 0.5), (True, True, 0.25), (False, False, 1.5), (True, True, 0.5)):
-        desk.claims.tally(canary, ok, took)
-    assert desk.claims.tallies == {False: (2, 1, 2.0), True: (2, 0, 0.75)}
+        desk.claims.choice.tally(canary, ok, took)
+    assert desk.claims.choice.tallies == {False: (2, 1, 2.0), True: (2, 0, 0.75)}
 
 
 # Without the store.

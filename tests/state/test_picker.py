@@ -14,18 +14,8 @@ from lb.algorithms.base import Algorithm, Chance, Request
 from lb.algorithms.request import HeadRequest
 from lb.model import Backend, HashPolicy, PoolSettings, Snapshot
 from lb.state import picker as module
-from lb.state.picker import (
-    CANARY,
-    PLAIN,
-    QUEUED,
-    QUEUED_CANARY,
-    Picker,
-    leaving,
-    marked,
-    queued,
-    ticket_of,
-    unmarked,
-)
+from lb.state.picker import Picker
+from lb.state.wishes import PLAIN
 
 REQUEST = HeadRequest(b"GET / HTTP/1.1\r\nHost: h\r\nX-Tenant: blue\r\n", "192.0.2.7", "/")
 
@@ -173,28 +163,6 @@ def test_local_picks_know_the_clients_own_backend() -> None:
     # One that is drained goes on with its clients up to its cap; one that is down or gone has none.
     assert [pick("o\tb\t"), pick("o\tb\t")] == ["b", "a"]
     assert [pick("o\tc\t"), pick("of\tx\na\t"), pick("")] == ["a", "a", "a"]
-
-
-@pytest.mark.parametrize(
-    ("wish", "mark", "sent"),
-    [
-        (PLAIN, QUEUED, "\t\t"),
-        ("l\ta\nb\tc", QUEUED, "l\ta\nb\tc"),
-        (CANARY, QUEUED_CANARY, "\t\t"),
-        (CANARY + "\t\ta", QUEUED_CANARY, "\t\ta"),
-    ],
-)
-def test_a_wish_with_a_ticket(wish: str, mark: str, sent: str) -> None:
-    with_it = queued("17", wish)
-    assert (marked(with_it), ticket_of(with_it), unmarked(with_it)) == (mark, "17", sent)
-    gone = leaving(with_it)
-    assert (marked(gone), ticket_of(gone)) == (mark, "-17")
-    assert made("round-robin").pick(unmarked(gone)) is None
-
-
-def test_a_wish_without_one() -> None:
-    assert [marked(wish) for wish in (PLAIN, "\t\ta", "f\ta\t", CANARY + "f\ta\t")] == ["", "", "", CANARY]
-    assert unmarked(CANARY + "f\ta\t") == unmarked("f\ta\t") == "f\ta\t"
 
 
 def test_for_whom_it_is_worth_waiting() -> None:

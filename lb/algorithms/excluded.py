@@ -1,0 +1,28 @@
+"""Why backends get no requests, for people who ask. Pure; `lb.algorithms.eligible` says who does get some."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from lb.algorithms.eligible import Eligible
+from lb.model import Backend, Snapshot
+
+Why = Literal["down", "checking", "draining", "weight 0", "backup"]
+
+
+def excluded(snapshot: Snapshot, found: Eligible) -> Mapping[str, Why]:
+    """Backend → why it is not eligible, by name; `found` is `eligible(snapshot)`. O(number of backends)."""
+    return {
+        name: _why(backend) for name, backend in sorted(snapshot.backends.items()) if name not in found.names
+    }
+
+
+def _why(backend: Backend) -> Why:
+    if backend.admin == "drain":
+        return "draining"
+    if backend.weight <= 0:
+        return "weight 0"
+    if backend.health in ("down", "checking"):
+        return "down" if backend.health == "down" else "checking"
+    return "backup"
