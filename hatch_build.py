@@ -21,6 +21,7 @@ HOT = (
     "environ",
     "forwarded",
     "limits",
+    "proxy/answer",
     "proxy/body",
     "proxy/conn",
     "proxy/dial",

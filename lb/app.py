@@ -72,14 +72,15 @@ def application(environ: dict[str, Any], start_response: StartResponse) -> Itera
         body = client_body(environ)
         if body is not None and service.body_limit:
             body.limit_to(service.body_limit)
-        upgrade, own = environ.get("lb.upgrade") is True, "" if bond is None else bond.backend
+        own, home = ("", "") if bond is None else (bond.backend, bond.home)
+        upgrade = environ.get("lb.upgrade") is True
         answer = service.forwarders[route.pool].forward(
-            entry, head, body, started, environ.get("lb.interim"), upgrade, own
+            entry, head, body, started, environ.get("lb.interim"), upgrade, own, home
         )
     except ProxyError as exc:
         entry.status, entry.code, entry.duration = exc.status, exc.code, perf_counter() - started
         service.log.add(entry)
-        return problem(exc, environ, start_response, entry.id)
+        return problem(exc, environ, start_response, entry.id, service.about(entry))
     if route.response is not None:
         answer.lines = route.response.apply(answer.lines, variables(environ, entry))
     if bond is not None:

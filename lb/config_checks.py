@@ -323,6 +323,13 @@ def check_edits(edits: Mapping[str, str] | tuple[str, ...]) -> object:
     return edits
 
 
+def check_own_field(text: str) -> str:
+    """The name of a field that the balancer adds to answers; "": none."""
+    if text:
+        check_edits((text,))
+    return text
+
+
 _TEXT_CHECKS: Mapping[str, Callable[[str], str]] = {
     "bind": check_bind,
     "control_bind": check_bind,
@@ -330,6 +337,7 @@ _TEXT_CHECKS: Mapping[str, Callable[[str], str]] = {
     "redis_url": check_redis_url,
     "runtime_dir": check_dir,
     "log.access": check_access_log,
+    "decisions.header": check_own_field,
     "pools.NAME.algorithm": check_algorithm,
     "pools.NAME.hash.key": check_hash_key,
     "pools.NAME.sticky.cookie": check_cookie,
@@ -358,7 +366,7 @@ def check_value(key: str, value: object) -> object:
         raise ValueError(f"{value!r} is out of range; use {row.low:g} to {row.high:.10g}{unit}")
     if key == "pools.NAME.hash.balance" and isinstance(value, int | float):
         return check_balance(value)
-    if key in ("trusted_proxies", "allowed_backends"):
+    if key in ("trusted_proxies", "allowed_backends", "decisions.header_for"):
         return check_networks(value)
     if key.startswith("routes[].re") and isinstance(value, Mapping | tuple):
         return check_edits(value)

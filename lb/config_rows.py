@@ -144,5 +144,29 @@ TABLE: tuple[Setting, ...] = (
         "the access log, one JSON object a line: `-` standard output, `off`, else the path of a file",
     ),
     Setting("log.level", "LB_LOG_LEVEL", "of the error log", choices=LOG_LEVELS),
+    Setting(
+        "decisions.sample",
+        "LB_DECISION_SAMPLE",
+        "share of the requests of which is kept how they got their backend, besides those that fail "
+        "(`lb explain`); 0: only of these",
+        "",
+        0,
+        1,
+    ),
+    Setting("decisions.keep", "LB_DECISION_KEEP", "how long it is kept", "s", 1, DAY),
+    Setting(
+        "decisions.size", "LB_DECISION_SIZE", "of how many requests of a pool, the last", low=1, high=100_000
+    ),
+    Setting(
+        "decisions.header",
+        "LB_DECISION_HEADER",
+        "the name of a field of answers, such as `X-LB-Decision`, that names backend and algorithm; "
+        "empty: none",
+    ),
+    Setting(
+        "decisions.header_for",
+        "LB_DECISION_HEADER_FOR",
+        "networks (CIDR) of the clients that get it; in the environment separated by commas",
+    ),
     *POOL_ROWS,
 )

@@ -21,9 +21,9 @@ from lb.client import Host
 from lb.environ import fill_fields
 from lb.errors import BadRequest, ClientError, ClientGone, ProxyError
 from lb.http2_head import Block, Malformed, answer_fields, fields_of, read_request, read_trailers
+from lb.proxy.answer import Answer
 from lb.proxy.body import BodyReader, client_fault
 from lb.proxy.conn import NEVER, Reactor
-from lb.proxy.forward import Answer
 from lb.reply import field_lines
 from lb.wsgi import problem
 

@@ -12,8 +12,8 @@ from time import monotonic
 from typing import Any
 
 from lb.errors import ClientGone
+from lb.proxy.answer import Answer
 from lb.proxy.conn import Conn
-from lb.proxy.forward import Answer
 from lb.proxy.http1 import LAST_CHUNK, chunk
 
 LINGER = 2.0

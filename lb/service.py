@@ -10,14 +10,18 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from typing import Any
 
-from lb.accesslog import AccessLog
+from lb.accesslog import AccessLog, Entry
 from lb.forwarded import Forwarding
 from lb.model import Snapshot
 from lb.proxy.conn import Reactor
 from lb.proxy.forward import Forwarder
+from lb.proxy.reveal import reveal
+from lb.proxy.trace import Recorder
 from lb.routing import Router
 from lb.settings import Settings
+from lb.state.decisions import write
 from lb.state.fleet import Fleet, Runtime
+from lb.state.registry import Registry
 from lb.state.store import store_url
 from lb.sticky import sticky_pools
 from lb.wsgi import raw_fields
@@ -49,9 +53,21 @@ class Service:
         self.log = AccessLog(settings.log.access)
         worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         url = store_url(settings.redis_url, settings.runtime_dir)
-        self.fleet = Fleet(url, settings.pools, worker, runtime, self._on_update)
+        #: How requests got their backends, until that is written to the shared state.
+        self.recorder = Recorder(settings.decisions, worker)
+        self.reveal = reveal(settings.decisions)
+        self.fleet = Fleet(url, settings.pools, worker, runtime, self._on_update, self._on_beat)
         self.forwarders = {
-            name: Forwarder(name, config, self.fleet.claims_of(name), reactor, self.log, contexts[name])
+            name: Forwarder(
+                name,
+                config,
+                self.fleet.claims_of(name),
+                reactor,
+                self.log,
+                contexts[name],
+                self.recorder,
+                self.reveal,
+            )
             for name, config in settings.pools.items()
         }
         #: By pool, where clients stay at their backends.
@@ -104,9 +120,20 @@ class Service:
             environ["SERVER_PROTOCOL"][5:],
         )
 
+    def about(self, entry: Entry) -> list[tuple[str, str]]:
+        """The fields of the balancer's own answer that say how it came to that, where that is revealed."""
+        value = "" if self.reveal is None else self.reveal.value(entry)
+        return [] if self.reveal is None or not value else [(self.reveal.name, value)]
+
     def next_id(self) -> str:
         """A request id, unique over all workers."""
         return self._prefix + hex(next(self._count))[2:]  # noqa: FURB116 - formatting takes twice as long
+
+    def _on_beat(self, registry: Registry) -> None:
+        if self.recorder.pending:
+            settings, found = self.settings.decisions, list(self.recorder.pending)
+            write(registry, found, settings.keep, settings.size)
+            self.recorder.written(found)
 
     def _on_update(self, snapshot: Snapshot) -> None:
         forwarder = self.forwarders.get(snapshot.pool)

@@ -169,6 +169,19 @@ class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     level: str = "info"
 
 
+class DecisionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is kept of how requests got their backends: of which share of all requests (besides those that
+    fail), for how many seconds, and of how many in each pool; the field of answers that says who gave them
+    ("": none), and the networks of the clients that get it.
+    """
+
+    sample: float = 0.001
+    keep: float = 600.0
+    size: int = 2000
+    header: str = ""
+    header_for: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+
+
 PRIVATE_NETWORKS = (
     "127.0.0.0/8",
     "10.0.0.0/8",
@@ -202,5 +215,6 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trusted_proxies: tuple[str, ...] = ()
     forwarded: bool = False
     log: LogSettings = LogSettings()
+    decisions: DecisionSettings = DecisionSettings()
     pools: Mapping[str, PoolConfig] = msgspec.field(default_factory=dict)
     routes: tuple[Route, ...] = ()

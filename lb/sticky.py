@@ -27,12 +27,15 @@ _COOKIE = re.compile(rb"(\r\n(?i:cookie):)([^\r]*)")
 
 
 class Bond:
-    """Which backend the client of one request belongs to, by its id; "" for none that could serve it now."""
+    """Which backend the client of one request belongs to, by its id (`home`), and whether that could serve it
+    now (`backend`); "" for none.
+    """
 
-    __slots__ = ("_due", "_now", "_secure", "_sticky", "backend")
+    __slots__ = ("_due", "_now", "_secure", "_sticky", "backend", "home")
 
-    def __init__(self, sticky: Sticky, backend: str, due: bool, secure: bool, now: float) -> None:
+    def __init__(self, sticky: Sticky, home: str, backend: str, due: bool, secure: bool, now: float) -> None:
         self._sticky = sticky
+        self.home = home
         self.backend = backend
         self._due = due
         self._secure = secure
@@ -90,8 +93,9 @@ class Sticky:
         if self._name in head:
             values, head = self._taken_out(head)
         backend, due = self._find(values, now)
-        name = backend.id if backend is not None and backend.keeps_sessions else ""
-        return Bond(self, name, due, secure, now), head
+        home = "" if backend is None else backend.id
+        name = home if backend is not None and backend.keeps_sessions else ""
+        return Bond(self, home, name, due, secure, now), head
 
     def _taken_out(self, head: bytes) -> tuple[list[bytes], bytes]:
         values = []

@@ -152,9 +152,15 @@ def listener(environ: dict[str, Any], control: tuple[Any, ...]) -> str:
 
 
 def problem(
-    exc: ProxyError, environ: dict[str, Any], start_response: StartResponse, request_id: str
+    exc: ProxyError,
+    environ: dict[str, Any],
+    start_response: StartResponse,
+    request_id: str,
+    fields: Iterable[tuple[str, str]] = (),
 ) -> Iterable[bytes]:
-    """The answer that the balancer gives by itself: a problem document (RFC 9457) or a line of text."""
+    """The answer that the balancer gives by itself: a problem document (RFC 9457) or a line of text; with
+    `fields`.
+    """
     status, reason = exc.status, REASONS.get(exc.status, "Error")
     # The client learns what kind of failure it was, not which machine of ours failed how: that is in the log.
     if "json" in environ.get("HTTP_ACCEPT", ""):
@@ -169,6 +175,7 @@ def problem(
         ("Content-Length", str(len(body))),
         ("X-Request-Id", request_id),
         ("Date", http_date()),
+        *fields,
     ]
     if status == 503:
         headers.append(("Retry-After", str(exc.retry_after)))

@@ -19,6 +19,7 @@ COMMANDS = {
     "backends": ("lb.cli.backends:backends", "List, add, remove, drain and weigh backends."),
     "config": ("lb.cli.config:config", "Check the configuration, or show what is in force."),
     "demo": ("lb.cli.demo:demo", "Start a whole system to try, on this machine."),
+    "explain": ("lb.cli.explain:explain", "Tell how a request got its backend."),
     "healthcheck": ("lb.cli.healthcheck:healthcheck", "Ask a running balancer whether it is ready."),
     "serve": ("lb.cli.serve:serve", "Start the balancer."),
     "status": ("lb.cli.status:status", "Show all pools and backends."),

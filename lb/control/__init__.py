@@ -13,6 +13,7 @@ from typing import Any
 
 import falcon
 
+from lb.control.decisions import Decisions, OneDecision
 from lb.control.guard import Guard
 from lb.control.problems import install
 from lb.control.resources import Algorithm, Backend, Backends, Document, Health, Pool, Pools, Ready
@@ -34,6 +35,8 @@ class Control:
             "/healthz": Health(),
             "/readyz": Ready(lambda: self.service),
             "/v1/openapi.json": Document(bool(settings.control_token)),
+            "/v1/decisions": Decisions(shared),
+            "/v1/decisions/{request_id}": OneDecision(shared, lambda: self.service),
             "/v1/pools": Pools(shared),
             "/v1/pools/{pool}": Pool(shared),
             "/v1/pools/{pool}/backends": Backends(shared, settings.allowed_backends),
@@ -45,7 +48,8 @@ class Control:
         self._app.add_middleware(self)
         install(self._app)
         for path, resource in self.routes.items():
-            self._app.add_route(path, resource)
+            # A request's id may have a "/" in it, which a server has decoded by then.
+            self._app.add_route(path.replace("{request_id}", "{request_id:path}"), resource)
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""

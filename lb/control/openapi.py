@@ -11,8 +11,10 @@ import msgspec
 
 from lb import __version__
 from lb.algorithms import names
-from lb.control import answers, bodies
+from lb.control import answers, bodies, decisions
 from lb.control.problems import KIND, ProblemDetails
+from lb.decision import REQUEST_ID, Decision
+from lb.state.decisions import MOST_LISTED
 
 _REF = "#/components/schemas/{name}"
 
@@ -20,7 +22,7 @@ _REASONS = {
     "400": "The body, or the request itself, cannot be read.",
     "401": "The control token is missing or wrong.",
     "403": "A page of another origin asks for a change.",
-    "404": "There is no such pool or backend.",
+    "404": "There is no such pool, backend or decision.",
     "409": "There is a backend of that id already, at another address or with other settings.",
     "413": "The body is longer than 64 KiB.",
     "415": "The body is not `application/json`, or is compressed.",
@@ -51,12 +53,22 @@ _BACKEND = {
 }
 
 
+_REQUEST = {
+    "name": "request_id",
+    "in": "path",
+    "required": True,
+    "description": "The id of a request: `X-Request-Id`, `id` in the access log.",
+    "schema": {"type": "string", "pattern": f"^{REQUEST_ID.pattern.removesuffix(chr(92) + 'Z')}$"},
+    "example": "5f3a9c0e1b7d10000000",
+}
+
+
 @cache
 def document(locked: bool) -> dict[str, Any]:
     """The document; `locked`: is a token asked for?"""
     kinds = [
         *(answers.Liveness, answers.Readiness, answers.PoolList, answers.PoolInfo, answers.BackendList),
-        *(answers.BackendInfo, answers.AlgorithmInfo, ProblemDetails),
+        *(answers.BackendInfo, answers.AlgorithmInfo, ProblemDetails, Decision, decisions.DecisionList),
         *(bodies.NewBackend, bodies.BackendChange, bodies.AlgorithmChoice),
     ]
     _, schemas = msgspec.json.schema_components(kinds, ref_template=_REF)
@@ -77,6 +89,7 @@ def document(locked: bool) -> dict[str, Any]:
         "tags": [
             {"name": "pools", "description": "What there is, and how it chooses."},
             {"name": "backends", "description": "The members of a pool."},
+            {"name": "decisions", "description": "How requests got their backends."},
             {"name": "probes", "description": "For those who watch this process."},
         ],
         "paths": _paths(),
@@ -106,6 +119,29 @@ def _paths() -> dict[str, Any]:
         },
         "/v1/openapi.json": {
             "get": _operation("describe", "probes", "This document.", None, _READS),
+        },
+        "/v1/decisions": {
+            "get": {
+                **_operation(
+                    *("listDecisions", "decisions", "The last decisions that are kept, newest first."),
+                    *(decisions.DecisionList, (*_READS, "422", "503")),
+                ),
+                "parameters": [
+                    _query("pool", "Of this pool only.", {"type": "string", "minLength": 1}, "default"),
+                    _query("failed", "Of requests that failed, or did not.", {"type": "boolean"}, True),
+                    _query(
+                        *("limit", f"How many at most; {decisions.LIMIT} unless given."),
+                        *({"type": "integer", "minimum": 1, "maximum": MOST_LISTED}, 10),
+                    ),
+                ],
+            },
+        },
+        "/v1/decisions/{request_id}": {
+            "parameters": [_REQUEST],
+            "get": _operation(
+                *("getDecision", "decisions", "How a request got its backend, or why it got none."),
+                *(Decision, (*_READS, "404", "503")),
+            ),
         },
         "/v1/pools": {
             "get": _operation(
@@ -209,6 +245,10 @@ def _operation(
     if open_:
         made["security"] = []
     return made
+
+
+def _query(name: str, description: str, schema: dict[str, Any], example: object) -> dict[str, Any]:
+    return {"name": name, "in": "query", "description": description, "schema": schema, "example": example}
 
 
 def _answer(description: str, kind: type[msgspec.Struct] | None) -> dict[str, Any]:

@@ -7,10 +7,9 @@ attempt failed or the answer came whole, else when the body's iterable is closed
 
 from __future__ import annotations
 
-import errno
 import re
 import ssl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -19,20 +18,20 @@ import requests
 
 from lb.accesslog import AccessLog, Entry
 from lb.algorithms.request import HeadRequest
-from lb.dates import http_date
 from lb.errors import (
     ClientError,
     ClientGone,
     NoBackend,
     ProxyError,
-    RequestTimeout,
 )
 from lb.model import Backend
+from lb.proxy.answer import Answer
 from lb.proxy.body import BodyReader
-from lb.proxy.conn import Conn, Reactor, Stream
-from lb.proxy.messages import ProxyRequest, ProxyResponse
+from lb.proxy.conn import Reactor
+from lb.proxy.messages import ProxyRequest
+from lb.proxy.reveal import Reveal
+from lb.proxy.trace import Explains, Recorder, Trace, Tracer
 from lb.proxy.transport import IDEMPOTENT, Transport
-from lb.proxy.tunnel import Tunnel
 from lb.proxy.upstream import Upstream
 from lb.settings import PoolConfig
 
@@ -42,7 +41,7 @@ FAILED = 1.0
 _HOST_LINE = re.compile(rb"\r\nhost:[^\r]*", re.IGNORECASE)
 
 
-class ClaimSource(Protocol):
+class ClaimSource(Explains, Protocol):
     """Where backends come from; see `lb.state.fleet`."""
 
     @property
@@ -50,155 +49,11 @@ class ClaimSource(Protocol):
     @property
     def asks(self) -> bool: ...
     def canary_is_next(self) -> bool: ...
-    def claim(
-        self,
-        exclude: Sequence[str] = (),
-        request: HeadRequest | None = None,
-        canary: bool = False,
-        own: str = "",
-    ) -> Backend | None: ...
     def wait(
         self, exclude: Sequence[str], request: HeadRequest | None, canary: bool, own: str, entry: Entry
     ) -> Backend | None: ...
     def release(self, name: str, took: float = -1.0) -> None: ...
     def tally(self, canary: bool, ok: bool, took: float) -> None: ...
-
-
-class Answer:
-    """A backend's answer on its way to the client: an iterable of its body that settles when it is closed.
-
-    A worker that knows it may take `relay` instead of iterating: the same bytes, without a copy of each.
-    """
-
-    __slots__ = (
-        "_code",
-        "_done",
-        "_forwarder",
-        "_response",
-        "_started",
-        "backend",
-        "canary",
-        "entry",
-        "lines",
-        "measured",
-        "reason",
-        "sent",
-        "status",
-        "took",
-    )
-
-    def __init__(
-        self,
-        forwarder: Forwarder,
-        backend: Backend,
-        entry: Entry,
-        started: float,
-        response: ProxyResponse,
-        took: float = -1.0,
-        canary: bool = False,
-    ) -> None:
-        self._forwarder = forwarder
-        self._response = response
-        self._started = started
-        self._done = False
-        self._code = ""
-        self.backend = backend
-        self.entry = entry
-        #: Seconds until its head came, below 0 where nobody wants to know; was a canary's algorithm used?
-        self.took = took
-        self.canary = canary
-        #: Content bytes handed over so far.
-        self.sent = 0
-        self.status: int = response.status_code
-        self.reason: str = response.reason or ""
-        #: The end-to-end fields as lines, and whether they say how long the body is.
-        self.lines: bytes = response.head.lines
-        self.measured: bool = response.head.measured
-        # Who has a clock says when an answer without a Date came (RFC 9110, section 6.6.1).
-        if not response.head.dated:
-            self.lines += f"Date: {http_date()}\r\n".encode()
-
-    def headers(self) -> list[tuple[str, str]]:
-        """The end-to-end fields, as WSGI wants them."""
-        lines = self.lines.decode("latin-1").split("\r\n")[:-1]
-        return [(name, value.strip(" \t")) for name, _, value in (line.partition(":") for line in lines)]
-
-    def whole(self) -> bytes | None:
-        """The body, if all of it is here; the answer is settled then, and needs no closing."""
-        if self._response.whole is None:
-            return None
-        body: bytes = self._response.whole
-        self._done = True
-        self.sent = len(body)
-        self._forwarder.settle(self, "")
-        return body
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        try:
-            piece: bytes = self._response.raw.next_piece()
-        except ProxyError as exc:
-            self._code = exc.code
-            raise
-        if not piece:
-            raise StopIteration
-        self.sent += len(piece)
-        return bytes(piece)
-
-    def relay(self, to: Stream, *, chunked: bool, head: bytes) -> None:
-        """Send `head` and the whole body to `to`. Raises OSError for its faults, UpstreamError for others."""
-        raw = self._response.raw
-        try:
-            raw.relay(to, chunked=chunked, head=head)
-        except ProxyError as exc:
-            self._code = exc.code
-            raise
-        except TimeoutError:
-            self._code = RequestTimeout.code
-            raise
-        finally:
-            self.sent += raw.passed
-
-    @property
-    def trailers(self) -> bytes:
-        """The trailer fields, as lines, once the body is over."""
-        return self._response.raw.trailers
-
-    def tunnel(self, client: Conn, head: bytes, ahead: bytes) -> None:
-        """Send `head` (101), then join the two connections until both have ended; `ahead` is for the backend.
-
-        Raises OSError when either failed: nothing can be said about that any more, but it was no end.
-        """
-        conn, first = self._response.hand_over()
-        try:
-            client.sendall(head + first)
-            if ahead:
-                conn.sendall(ahead)
-            tunnel = Tunnel(client, conn, self._forwarder.tunnel_idle)
-            try:
-                tunnel.run()
-            finally:
-                self.sent += len(first) + tunnel.to_client
-            if tunnel.failed:
-                raise ConnectionResetError(errno.ECONNRESET, "a side of the tunnel failed")
-        finally:
-            conn.close()
-
-    def close(self) -> None:
-        """Give back the connection and the claim, and write the log's entry; later calls do nothing."""
-        if self._done:
-            return
-        self._done = True
-        cut = not self._response.raw.complete and self.status != 101
-        self._response.close()
-        # What nobody but us could have cut short, the client has.
-        self._forwarder.settle(self, self._code or (ClientGone.code if cut else ""))
-
-    def duration(self) -> float:
-        """Seconds since the request came."""
-        return perf_counter() - self._started
 
 
 class Forwarder:
@@ -212,13 +67,21 @@ class Forwarder:
         reactor: Reactor | None,
         log: AccessLog,
         tls: ssl.SSLContext,
+        recorder: Recorder,
+        reveal: Reveal | None = None,
     ) -> None:
-        """`tls`: how its `https://` backends are spoken to, as `config.tls` says."""
+        """`tls`: how its `https://` backends are spoken to, as `config.tls` says. `reveal`: a field of
+        answers that says who gave them.
+        """
         self.pool = pool
         self.claims = claims
+        self._reveal = reveal
+        self._tracer = Tracer(recorder, claims)
+        #: Requests until the next one that is drawn.
+        self._until = self._tracer.gap()
         self._claim = claims.claim
         self._release = claims.release
-        self._special = claims.special
+        self._special = claims.special or reveal is not None
         self.log = log
         self._config = config
         self._reactor = reactor
@@ -245,12 +108,14 @@ class Forwarder:
         interim: Callable[[bytes], None] | None = None,
         upgrade: bool = False,
         own: str = "",
+        home: str = "",
     ) -> Answer:
         """The first answer a backend gives to the request with this `head` (whole) and `body`.
 
         `entry` says what it is, and is filled in on the way. `interim` takes the heads of interim answers;
         `upgrade`: the request asks for another protocol. `own`: the backend that the client belongs to, which
-        gets the request if it can. Raises ProxyError when there is no answer.
+        gets the request if it can; `home`: the one that it belongs to, whatever its state. Raises ProxyError
+        when there is no answer.
         """
         method = entry.method
         idempotent = method in IDEMPOTENT
@@ -264,8 +129,13 @@ class Forwarder:
         tried: tuple[str, ...] = ()
         failure: ProxyError | None = None
         entry.pool = self.pool
+        trace: Trace | None = None
+        self._until -= 1
+        if self._until <= 0:
+            self._until = self._tracer.gap()
+            trace = self._tracer.sampled(entry, started, home)
         # Nothing of this is known, or wanted, by algorithms that look at no request and at no time.
-        special = self._special or own != ""
+        special = self._special or own != "" or trace is not None
         asked: HeadRequest | None = None
         canary = False
         began, took = started, -1.0
@@ -273,11 +143,21 @@ class Forwarder:
             asked = HeadRequest(head, entry.client, entry.target) if self.claims.asks else None
             canary = self.claims.canary_is_next()
         while len(tried) < self._attempts:
-            backend = self._claim(tried, asked, canary, own) if special else self._claim(tried)
+            if trace is not None:
+                backend = trace.claim(tried, asked, canary, own)
+            else:
+                backend = self._claim(tried, asked, canary, own) if special else self._claim(tried)
             if backend is None:
-                backend = self.claims.wait(tried, asked, canary, own, entry)
+                try:
+                    backend = self.claims.wait(tried, asked, canary, own, entry)
+                except ProxyError as exc:
+                    failure = exc
                 if backend is None:
+                    trace = trace or self._tracer.late(entry, started, home)
+                    trace.nobody(tried, canary, own, failure)
                     break
+                if trace is not None:
+                    trace.waited()
             if special:
                 took, began = -1.0, perf_counter()
             upstream = self._upstreams.get(backend.url) or self._upstream(backend.url)
@@ -289,9 +169,11 @@ class Forwarder:
                 response = upstream.send(request, stream=True, timeout=self._timeout)
                 answered = perf_counter()
                 entry.upstream = answered - started
-                if not special:
-                    return Answer(self, backend, entry, started, response)
-                return Answer(self, backend, entry, started, response, answered - began, canary)
+                if special:
+                    took = answered - began
+                answer = Answer(self, backend, entry, started, response, took, canary)
+                plain = trace is None and self._reveal is None
+                return answer if plain else self._told(answer, trace, tried, own)
             except ProxyError as exc:
                 failure = exc
             except BaseException:
@@ -301,12 +183,30 @@ class Forwarder:
                 took = max(perf_counter() - began, FAILED)
                 self.claims.tally(canary, False, took)
             self.claims.release(backend.id, took)
+            if trace is None and failure.source != "downstream":
+                trace = self._tracer.late(entry, started, home)
+            if trace is not None:
+                trace.failed(backend.id, tried, canary, own, failure)
             tried = entry.tried = (*tried, backend.id)
             # An upload that was begun is gone; one that was not can still be sent whole.
             begun = isinstance(body, BodyReader) and failure.sent
             if isinstance(failure, ClientError) or begun or not failure.safe_to_retry(idempotent):
                 break
-        raise failure or NoBackend(f"no backend of pool {self.pool} may receive traffic")
+        failure = failure or NoBackend(f"no backend of pool {self.pool} may receive traffic")
+        if trace is not None:
+            trace.end(failure.status, failure.code, "")
+        raise failure
+
+    def _told(self, answer: Answer, trace: Trace | None, tried: Sequence[str], own: str) -> Answer:
+        """`answer`, written down and with what is revealed of it."""
+        backend = answer.backend.id
+        if trace is not None:
+            trace.answered(backend, tried, answer.canary, own, answer.status)
+            answer.trace = trace
+        if self._reveal is not None:
+            algorithm, version = self.claims.algorithm(answer.canary)
+            answer.lines += self._reveal.line(answer.entry, backend, algorithm, version)
+        return answer
 
     def _with_host(self, head: bytes, backend: Backend) -> bytes:
         """`head` with the Host that this pool's backends are to see."""
@@ -331,6 +231,8 @@ class Forwarder:
         entry.duration = answer.duration()
         entry.code = code
         self.log.add(entry)
+        if code or answer.status >= 500 or answer.trace is not None:
+            self._tracer.settled(answer.trace, entry, answer.started, answer.canary)
 
     def _upstream(self, url: str) -> Upstream:
         settings = self._config.upstream
@@ -348,7 +250,7 @@ class Forwarder:
 
     def refresh(self) -> None:
         """The pool has changed: look again whether its algorithms want to know more than who is excluded."""
-        self._special = self.claims.special
+        self._special = self.claims.special or self._reveal is not None
 
     def keep_only(self, urls: set[str]) -> None:
         """Forget the connections to backends that are no longer in the pool."""

@@ -65,7 +65,9 @@ class Runtime(Protocol):
 
 
 class Fleet:
-    """The shared state as one worker sees it. `on_update` is told of each new snapshot."""
+    """The shared state as one worker sees it. `on_update` is told of each new snapshot, `on_beat` may use the
+    store once a second, and once more at the end.
+    """
 
     def __init__(
         self,
@@ -74,6 +76,7 @@ class Fleet:
         worker: str,
         runtime: Runtime,
         on_update: Callable[[Snapshot], None] = lambda snapshot: None,
+        on_beat: Callable[[Registry], None] = lambda registry: None,
     ) -> None:
         self.worker = worker
         #: Why the shared state is not in use; "" while it is.
@@ -86,6 +89,7 @@ class Fleet:
         self._pools = pools
         self._runtime = runtime
         self._on_update = on_update
+        self._on_beat = on_beat
         self._wake = runtime.event()
         self._stopping = False
         self._stale: set[str] = set()
@@ -128,6 +132,7 @@ class Fleet:
         self._link.close()
         if self._client is not None:
             try:
+                self._on_beat(Registry(self._client))
                 for lease in self._leases.values():
                     lease.close()
             except Exception as exc:  # noqa: BLE001 - whatever it is, this process is about to end
@@ -217,6 +222,7 @@ class Fleet:
             if claims.choice.tallies:
                 tallies, claims.choice.tallies = claims.choice.tallies, {}
                 registry.add_trial(name, tallies)
+        self._on_beat(registry)
         self._promote_unwatched(registry)
         if monotonic() - self._last_reap > REAP_EVERY * (0.75 + 0.5 * random.random()):
             self._last_reap = monotonic()

@@ -152,7 +152,11 @@ def locked(system: System, worker: str = "gevent") -> Iterator[tuple[Balancer, A
     balancer = system.balancer(
         backends=backend.url,
         worker=worker,
-        env={"LB_CONTROL_TOKEN": TOKEN, "LB_ALLOWED_BACKENDS": "127.0.0.0/8, ::1"},
+        env={
+            "LB_CONTROL_TOKEN": TOKEN,
+            "LB_ALLOWED_BACKENDS": "127.0.0.0/8, ::1",
+            "LB_DECISION_SAMPLE": "1",
+        },
     )
     yield balancer, Api(balancer, f"Authorization: Bearer {TOKEN}")
 
@@ -263,8 +267,11 @@ def test_the_page_of_the_documentation(system: System) -> None:
     with locked(system) as (balancer, api):
         assert api("POST", LIST, {"url": backends[0].url, "id": "one"}).status == 201
         shown = json.dumps(api.json("GET", "/v1/openapi.json")["paths"])
+        get(balancer.port, "/asked")
+        request_id = balancer.logged("/asked")["id"]
         for command in commands:
             line = command.replace("127.0.0.1:8001", f"127.0.0.1:{balancer.control}")
+            line = line.replace("5f3a9c0e1b7d10000000", request_id)
             line = line.replace("127.0.0.1:9003", backends[1].id).replace("$LB_CONTROL_TOKEN", TOKEN)
             done = subprocess.run(shlex.split(line), capture_output=True, text=True, timeout=20)
             assert done.returncode == 0, (line, done.stderr, done.stdout)
@@ -299,16 +306,18 @@ def judge(balancer: Balancer, folder: Path, *options: str, config: str = "") -> 
 
 
 def test_it_is_what_its_document_says(system: System, tmp_path: Path) -> None:
-    """First with any names; then with those of a pool and a backend that are there."""
+    """First with any names; then with those of a pool, a backend and a request that are there."""
     with locked(system) as (balancer, api):
-        assert "Tested: 11" in judge(balancer, tmp_path)
+        assert "Tested: 13" in judge(balancer, tmp_path)
         assert api("POST", LIST, {"url": "http://127.0.0.1:9", "id": "one"}).status in (200, 201)
         version = api.json("GET", LIST)["version"]
+        get(balancer.port, "/asked")
+        known = {"pool": "default", "backend": "one", "request_id": balancer.logged("/asked")["id"]}
         told = judge(
             balancer,
             tmp_path,
             *("--exclude-method", "DELETE"),
-            config='parameters = { pool = "default", backend = "one" }',
+            config="[parameters]\n" + "\n".join(f'{name} = "{value}"' for name, value in known.items()),
         )
         assert "Missing test data" not in told
         assert api.json("GET", LIST)["version"] > version + 5, "it changed next to nothing"

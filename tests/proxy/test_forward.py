@@ -15,6 +15,7 @@ import pytest
 from lb.accesslog import AccessLog, Entry
 from lb.algorithms.request import HeadRequest
 from lb.certificates import client_context
+from lb.decision import Basis, Excluded
 from lb.errors import (
     BadRequest,
     BadResponse,
@@ -28,12 +29,16 @@ from lb.errors import (
     UpstreamClosed,
 )
 from lb.model import Backend as Member
+from lb.proxy.answer import Answer
 from lb.proxy.body import BodyReader, client_fault
 from lb.proxy.conn import Conn, Reactor
 from lb.proxy.dial import ThreadConn
-from lb.proxy.forward import Answer, Forwarder
+from lb.proxy.forward import Forwarder
 from lb.proxy.http1 import CHUNKED
-from lb.settings import PoolConfig, RetrySettings, TimeoutSettings, UpstreamTls
+from lb.proxy.reveal import reveal
+from lb.proxy.trace import Recorder
+from lb.settings import DecisionSettings, PoolConfig, RetrySettings, TimeoutSettings, UpstreamTls
+from lb.state.seen import Seen
 from tests.support.backends import (
     Backend,
     Peer,
@@ -68,6 +73,7 @@ class Turns:
         self.requests: list[HeadRequest | None] = []
         self.times: list[float] = []
         self.tallies: list[tuple[bool, bool]] = []
+        self.explained = 0
 
     def canary_is_next(self) -> bool:
         return self.special
@@ -97,6 +103,23 @@ class Turns:
                 return member
         return None
 
+    def explain(
+        self, exclude: Sequence[str], request: HeadRequest | None, canary: bool, own: str
+    ) -> tuple[Member | None, Seen]:
+        pick = self.claim(exclude, request, canary, own)
+        self.explained += 1
+        return pick, self._seen("shared", exclude)
+
+    def seen(self, pick: str, exclude: Sequence[str], canary: bool, own: str) -> Seen:
+        return self._seen("worker", exclude)
+
+    def _seen(self, basis: Basis, exclude: Sequence[str]) -> Seen:
+        excluded = tuple(Excluded(name, "tried") for name in exclude)
+        return Seen("turns", 7, basis, self.special, "normal", "", "", (), excluded, 0)
+
+    def algorithm(self, canary: bool) -> tuple[str, int]:
+        return "turns", 7
+
     def release(self, name: str, took: float = -1.0) -> None:
         self.released.append(name)
         self.times.append(took)
@@ -105,13 +128,22 @@ class Turns:
 class Proxy:
     """A forwarder over given backends, its claims and its log."""
 
-    def __init__(self, reactor: Reactor | None, folder: Path, *urls: str, config: PoolConfig) -> None:
+    def __init__(
+        self,
+        reactor: Reactor | None,
+        folder: Path,
+        *urls: str,
+        config: PoolConfig,
+        decisions: DecisionSettings | None = None,
+    ) -> None:
         self.reactor = reactor
         self.claims = Turns(*urls)
         self.log_path = folder / "access.log"
         self.log = AccessLog(str(self.log_path))
         tls = client_context(config.tls, "tls")
-        self.forwarder = Forwarder("p", config, self.claims, reactor, self.log, tls)
+        self.recorder = Recorder(decisions or DecisionSettings(sample=0), "w")
+        shown = reveal(self.recorder.settings)
+        self.forwarder = Forwarder("p", config, self.claims, reactor, self.log, tls, self.recorder, shown)
         self.clients: list[Any] = []
 
     def client_body(self, length: int, data: bytes = b"", buffered: bytes = b"") -> BodyReader:
@@ -177,6 +209,7 @@ class Make:
         connect: float = 0.3,
         response: float = 5.0,
         tls: UpstreamTls = UpstreamTls(),  # noqa: B008 - frozen
+        decisions: DecisionSettings | None = None,
         **retry: Any,
     ) -> Proxy:
         urls = [one if isinstance(one, str) else one.url for one in backends]
@@ -185,7 +218,7 @@ class Make:
             timeouts=TimeoutSettings(connect=connect, response=response, idle=5.0),
             tls=tls,
         )
-        self._made.append(Proxy(self._reactor, self._folder, *urls, config=config))
+        self._made.append(Proxy(self._reactor, self._folder, *urls, config=config, decisions=decisions))
         return self._made[-1]
 
     def close(self) -> None:
@@ -287,33 +320,73 @@ def test_the_clients_own_backend_is_asked_for(make: Make) -> None:
         assert sorted(proxy.claims.claimed) == sorted(proxy.claims.released)
 
 
-def test_fields_go_on_as_wsgi_wants_them(make: Make) -> None:
-    fields = (
-        "X-A:1",
-        "Date: then",
-        "Set-Cookie: a=b; c",
-        "set-cookie:  d ",
-        "Connection: X-Gone",
-        "X-Gone: 1",
-    )
-    with Backend(serve(ok(b"", *fields))) as backend:
+def test_a_request_that_is_not_drawn_leaves_nothing(make: Make) -> None:
+    with Backend() as backend:
+        proxy = make(backend)
+        assert proxy.call()[0] == 200
+        assert (len(proxy.recorder.pending), proxy.claims.explained) == (0, 0)
+
+
+def test_one_that_is_drawn_is_explained(make: Make) -> None:
+    with Backend() as backend, refusing() as dead:
+        proxy = make(dead, backend, decisions=DecisionSettings(sample=0.5))
+        proxy.call()
+        proxy.call()
+        (one,) = (one for one in proxy.recorder.pending if one.sampled)  # every second one
+        assert proxy.claims.explained == len(one.attempts)
+        assert (one.id, one.backend, one.status, one.sampled) == ("id", backend.url, 200, True)
+        assert {attempt.basis for attempt in one.attempts} == {"shared"}
+        assert one.attempts[-1].outcome == "answered"
+
+
+def test_one_that_fails_is_kept(make: Make) -> None:
+    with Backend() as backend, refusing() as dead:
+        proxy = make(dead, backend)
+        assert proxy.call()[0] == 200
+        (one,) = proxy.recorder.pending
+        assert [attempt.outcome for attempt in one.attempts] == ["connect_failed", "answered"]
+        assert one.attempts[1].excluded == (Excluded(dead, "tried"),)
+        assert (proxy.claims.explained, one.sampled, one.status) == (0, False, 200)
+    with refusing() as dead:
+        proxy = make(dead)
+        proxy.fails(ConnectFailed)
+        (one,) = proxy.recorder.pending
+        assert [attempt.outcome for attempt in one.attempts] == ["connect_failed", "no_backend"]
+        assert (one.status, one.code, one.backend) == (502, "connect_failed", "")
+
+
+def test_a_failed_answer_is_kept_and_a_client_that_went_is_not(make: Make) -> None:
+    with Backend(serve(answer_of(503))) as backend:
+        proxy = make(backend)
+        proxy.call()
+        assert [one.status for one in proxy.recorder.pending] == [503]
+    half = head_of(200, "Content-Length: 10") + b"hello"
+    with Backend(once(half)) as backend:
         proxy = make(backend)
         answer = proxy.forward()
-        assert answer.headers() == [
-            ("Content-Length", "0"),
-            ("X-A", "1"),
-            ("Date", "then"),
-            ("Set-Cookie", "a=b; c"),
-            ("set-cookie", "d"),
-        ]
-        assert answer.measured
+        assert in_greenlet(lambda: next(answer)) == b"hello"
+        answer.close()  # nobody wants the rest
+        assert not proxy.recorder.pending
+    with Backend(cut(half)) as backend:
+        proxy = make(backend)
+        answer = proxy.forward()
+        assert in_greenlet(lambda: next(answer)) == b"hello"
+        backend.may_go_on.release()
+        with pytest.raises(UpstreamClosed):
+            in_greenlet(lambda: next(answer))
         answer.close()
+        assert [(one.status, one.code) for one in proxy.recorder.pending] == [(200, "upstream_closed")]
 
 
-def test_an_answer_without_a_date_gets_one(make: Make) -> None:
-    with Backend(serve(ok(b"", "X-Date: 1"))) as backend:
-        answer = make(backend).forward()
-        assert [name for name, _ in answer.headers()] == ["Content-Length", "X-Date", "Date"]
+def test_what_is_revealed(make: Make) -> None:
+    with Backend() as backend, refusing() as dead:
+        shown = DecisionSettings(sample=0, header="X-LB", header_for=("1.2.3.0/24",))
+        proxy = make(dead, backend, decisions=shown)
+        proxy.claims.special = False
+        proxy.claims.canary_is_next = lambda: False  # type: ignore[method-assign]
+        answer = proxy.forward()
+        value = dict(answer.headers())["X-LB"]
+        assert value.endswith(f'version=7, backend="{backend.url}", tried=("{dead}")')
         answer.close()
 
 
