@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
@@ -11,6 +12,7 @@ from itertools import count
 from typing import Any
 
 from lb.accesslog import AccessLog, Entry
+from lb.errors import StoreError
 from lb.forwarded import Forwarding
 from lb.model import Snapshot
 from lb.proxy.conn import Reactor
@@ -25,6 +27,8 @@ from lb.state.registry import Registry
 from lb.state.store import store_url
 from lb.sticky import sticky_pools
 from lb.wsgi import raw_fields
+
+_LOG = logging.getLogger("lb")
 
 DEFAULT_POOL = "default"
 
@@ -55,6 +59,7 @@ class Service:
         url = store_url(settings.redis_url, settings.runtime_dir)
         #: How requests got their backends, until that is written to the shared state.
         self.recorder = Recorder(settings.decisions, worker)
+        self._untold = False
         self.reveal = reveal(settings.decisions)
         self.fleet = Fleet(url, settings.pools, worker, runtime, self._on_update, self._on_beat)
         self.forwarders = {
@@ -132,8 +137,15 @@ class Service:
     def _on_beat(self, registry: Registry) -> None:
         if self.recorder.pending:
             settings, found = self.settings.decisions, list(self.recorder.pending)
-            write(registry, found, settings.keep, settings.size)
-            self.recorder.written(found)
+            try:
+                write(registry, found, settings.keep, settings.size)
+            except StoreError as exc:  # no reason to balance without it: claims find out by themselves
+                if not self._untold:
+                    _LOG.warning("decisions cannot be written, the last of them are held: %s", exc)
+                self._untold = True
+            else:
+                self._untold = False
+                self.recorder.written(found)
 
     def _on_update(self, snapshot: Snapshot) -> None:
         forwarder = self.forwarders.get(snapshot.pool)

@@ -17,10 +17,13 @@ from lb.errors import NoBackend
 from lb.model import Backend, PoolSettings, Snapshot
 from lb.service import Service, is_bound_to
 from lb.settings import BackendSpec, LogSettings, PoolConfig, Route, Settings
+from lb.state.registry import Registry
+from lb.state.store import connect
 from lb.state.threads import ThreadRuntime
 from lb.wsgi import listener
 from tests.support.backends import Backend as Served
 from tests.support.backends import Peer, ok, refusing
+from tests.test_decision import decision
 
 HEAD = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 POOL = PoolConfig(backends=(BackendSpec("http://127.0.0.1:1", id="a"),))
@@ -164,6 +167,20 @@ def test_backends_that_left_keep_no_connections(make: Make) -> None:
         assert not backend.closed.acquire(timeout=0.05)
         service._on_update(Snapshot("default", 1, PoolSettings(), backends))
         assert backend.closed.acquire(timeout=20)
+
+
+def test_decisions_that_cannot_be_written_are_held(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """It is said once, and is no reason to stop looking after the rest."""
+    service = make()
+    caplog.set_level(logging.WARNING, "lb")
+    service.recorder.pending.append(decision("r"))
+    registry = Registry(connect(service.settings.redis_url))
+    for _ in range(2):
+        service._on_beat(registry)
+    assert [one.id for one in service.recorder.pending] == ["r"]
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "decisions cannot be written, the last of them are held"
+    ]
 
 
 def test_a_pool_without_backends_says_so(make: Make) -> None:

@@ -132,9 +132,9 @@ class Fleet:
         self._link.close()
         if self._client is not None:
             try:
-                self._on_beat(Registry(self._client))
                 for lease in self._leases.values():
                     lease.close()
+                self._on_beat(Registry(self._client))
             except Exception as exc:  # noqa: BLE001 - whatever it is, this process is about to end
                 _LOG.debug("leaving the shared state: %s", exc)
             self._client.close()
