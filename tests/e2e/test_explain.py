@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,6 +77,7 @@ def test_counts_are_those_at_the_instant_of_the_pick(system: System, worker: str
         with held(balancer, 4):
             before = {s.id: s.in_flight for s in balancer.view.registry.status("default")}
             assert sorted(before.values()) == [1, 1, 2]
+            eventually(lambda: sum(len(b.requests) for b in (one, two, three)) == 4, "all to arrive")
             for backend in (one, two, three):
                 backend.script = serve()
             assert get(balancer.port, "/asked").status == 200
@@ -195,16 +197,25 @@ def _version_seen(balancer: Balancer, version: int) -> bool:
 
 
 @pytest.mark.parametrize("worker", KINDS)
-def test_nobody_could_take_it(system: System, worker: str) -> None:
+@pytest.mark.parametrize(
+    ("queue", "code"),
+    [
+        ({"LB_QUEUE_SIZE": "0"}, "no_backend"),
+        ({"LB_QUEUE_TIMEOUT": "0.2"}, "queue_timeout"),
+    ],
+    ids=["none waits", "none has room in time"],
+)
+def test_nobody_could_take_it(system: System, worker: str, queue: dict[str, str], code: str) -> None:
     with Backend() as only:
         only.script = stall
-        balancer = system.balancer(backends=f"{only.url};max_connections=1", worker=worker, env=FAILED)
+        env = {**FAILED, **queue}
+        balancer = system.balancer(backends=f"{only.url};max_connections=1", worker=worker, env=env)
         with held(balancer, 1):
             assert get(balancer.port, "/refused").status == 503
             found = told(balancer, "/refused")
-        assert (found["status"], found["code"], found.get("backend", "")) == (503, "no_backend", "")
+        assert (found["status"], found["code"], found.get("backend", "")) == (503, code, "")
         (attempt,) = found["attempts"]
-        assert (attempt["backend"], attempt["outcome"], attempt["basis"]) == ("", "no_backend", "worker")
+        assert (attempt["backend"], attempt["outcome"], attempt["basis"]) == ("", code, "worker")
         # What the worker holds itself is as much as it knows of who is full.
         (one,) = attempt["candidates"]
         assert (one["id"], one["held"], one["max_connections"]) == (only.id, 1, 1)
@@ -376,3 +387,21 @@ def test_without_the_store(system: System) -> None:
         assert Api(balancer)("GET", "/v1/decisions").status == 503
         store.start()
         eventually(lambda: found["id"] in str(Api(balancer)("GET", "/v1/decisions").body), "it to be written")
+
+
+@pytest.mark.parametrize("worker", KINDS)
+def test_one_that_waited_for_room(system: System, worker: str) -> None:
+    with Backend() as only:
+        only.script = in_steps(answer_of(200, b"late"))
+        balancer = system.balancer(backends=f"{only.url};max_connections=1", worker=worker, env=ALL)
+        with held(balancer, 1), ThreadPoolExecutor() as pool:
+            waiting = pool.submit(get, balancer.port, "/waited")
+            eventually(lambda: balancer.view.registry.pool_status("default").queued == 1, "it to wait")
+            eventually(lambda: len(only.requests) == 1, "the other to arrive")
+            only.script = serve()
+            only.may_go_on.release()
+            assert waiting.result().status == 200
+        found = told(balancer, "/waited")
+        (attempt,) = found["attempts"]
+        assert (attempt["backend"], attempt["outcome"]) == (only.id, "answered")
+        assert attempt["waited"] > 0

@@ -145,7 +145,7 @@ def test_memory_of_failures_is_flat() -> None:
     def fail(first: int, last: int) -> None:
         for number in range(first, last):
             trace = traces.late(entry(number), 0.0, "")
-            trace.nobody((), False, "")
+            trace.nobody((), False, "", None)
             trace.end(503, "no_backend", "")
 
     tracemalloc.start()
