@@ -11,11 +11,12 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
-from lb import boot
+from lb import boot, master
 
 
 def on_starting(server: Any) -> None:
     """Before anything is bound."""
+    master.take_over(server)
     boot.start_master(server.cfg, server.log.error_log)
 
 
@@ -42,6 +43,8 @@ def post_fork(server: Any, worker: Any) -> None:
     stop right after a start or a reload would wait for the whole of graceful_timeout.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    for other in server.leaving.values():  # gunicorn has closed those of the others
+        other.tmp.close()
     while not server.SIG_QUEUE.empty():
         if server.SIG_QUEUE.get_nowait() == signal.SIGTERM:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -64,6 +67,7 @@ def post_worker_init(worker: Any) -> None:
     app.install(service)
     service.start()
     flush_log_forever(service.log.flush)
+    master.say_ready(worker)  # it accepts in the next moment
 
 
 def worker_exit(server: Any, worker: Any) -> None:

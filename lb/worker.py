@@ -67,7 +67,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def run(self) -> None:
         """Serve until told to stop."""
         # Imported here because gunicorn patches the standard library after it has imported this module.
-        from lb import app, boot
+        from lb import app, boot, master
         from lb.proxy.conn import Reactor
         from lb.server import Server
         from lb.state.green import GreenRuntime
@@ -88,6 +88,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             gc.collect()
             gc.freeze()
             gc.set_threshold(20_000, 20, 100)
+            master.say_ready(self)
             while self.alive:
                 self.notify()
                 self.stopping.wait(1.0)

@@ -74,6 +74,7 @@ GROUPS = {
     "server": "worker",
     "worker": "worker",
     "boot": "worker",
+    "master": "worker",
     "gunicorn_conf": "worker",
     "cli": "cli",
     "demo": "demo",

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.support.run import eventually
+
 PATIENCE = 20.0
 """Seconds that a client waits for anything at most."""
 
@@ -217,7 +219,9 @@ class Load:
     `failures` tells of every request that did not get the answer `wanted`; a connection that the other side
     closed between two requests is opened anew, which is no failure. `target`, or a function of the number of
     the request, may have `{source}` in it: the address that its client connects from, one of `sources` in
-    turn. `field` gives one more field of a request by its number.
+    turn. `field` gives one more field of a request by its number. `checked`: each request asks its backend
+    (`tests.support.counting`) to say the number of the request, and any other answer is a failure. `fresh`:
+    each has a connection of its own. `pause`: seconds between two requests of one client.
     """
 
     def __init__(
@@ -231,7 +235,13 @@ class Load:
         host: str = "load",
         sources: Sequence[str] = ("127.0.0.1",),
         field: Callable[[int], str] | None = None,
+        checked: bool = False,
+        fresh: bool = False,
+        pause: float = 0.0,
     ) -> None:
+        self._checked = checked
+        self._fresh = fresh
+        self._pause = pause
         self._host = host.encode()
         self._sources = sources
         self._field = field
@@ -271,6 +281,11 @@ class Load:
         assert not self._thread.is_alive(), f"{self.done} of {self._total} requests in {seconds:g} s"
         return self
 
+    def more(self, count: int) -> None:
+        """Wait until that many more requests were answered."""
+        wanted = self.done + count
+        eventually(lambda: self.done >= wanted, f"{count} more requests")
+
     @property
     def slowest(self) -> float:
         """Seconds that the slowest request took."""
@@ -294,6 +309,12 @@ class Load:
             target = self._target if isinstance(self._target, str) else self._target(turn)
             target = target.replace("{source}", source)
             more = self._field(turn).encode() + b"\r\n" if self._field else b""
+            if self._checked:
+                target = f"{target}?say={turn}"
+            if self._fresh:
+                more += b"Connection: close\r\n"
+            if self._pause:
+                await asyncio.sleep(self._pause)
             began = self.began[number] = time.perf_counter()
             stage = "connecting"
             try:
@@ -313,7 +334,7 @@ class Load:
                     stage = "reading the body"
                     lower = head.lower()
                     length = int(lower.partition(b"content-length:")[2].split(b"\r\n", 1)[0])
-                    await reader.readexactly(length)
+                    body = await reader.readexactly(length)
             except (OSError, EOFError, TimeoutError) as exc:
                 self.failures.append(f"GET {target} #{turn}, {stage}: {exc!r}")
                 if writer is not None:
@@ -327,6 +348,8 @@ class Load:
             self.done += 1
             if status != self._wanted:
                 self.failures.append(f"GET {target} #{turn}: {head.decode('latin-1')}")
+            elif self._checked and body != str(turn).encode():
+                self.failures.append(f"GET {target} #{turn}: answered {body!r}")
             if b"connection: close" in lower:
                 writer.close()
                 reader = writer = None

@@ -3,8 +3,9 @@
     python -m tests.support.counting [PORT [DELAY]]
 
 Prints the port it listens on. A request is answered after DELAY seconds, or after the milliseconds that its
-query says; `Upgrade: websocket` makes an echo of the connection. `/__counts` answers the counts as JSON,
-`/__most` the most requests of each path that were under way at one time; neither is counted.
+query says, with "ok" or, where the query is `say=TEXT`, with that text; `Upgrade: websocket` makes an echo of
+the connection. `/__counts` answers the counts as JSON, `/__most` the most requests of each path that were
+under way at one time; neither is counted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from websockets.server import ServerProtocol
 COUNTS: Counter[str] = Counter()
 MOST: Counter[str] = Counter()
 RUNNING: Counter[str] = Counter()
-_OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 class Connection(asyncio.Protocol):
@@ -55,14 +55,15 @@ class Connection(asyncio.Protocol):
             RUNNING[path] += 1
             MOST[path] = max(MOST[path], RUNNING[path])
             wait = int(query) / 1000 if query.isdigit() else self.delay
+            body = query.removeprefix("say=").encode() if query.startswith("say=") else b"ok"
             if wait:
-                asyncio.get_running_loop().call_later(wait, self._answer, path)
+                asyncio.get_running_loop().call_later(wait, self._answer, path, body)
             else:
-                self._answer(path)
+                self._answer(path, body)
 
-    def _answer(self, path: str) -> None:
+    def _answer(self, path: str, body: bytes) -> None:
         RUNNING[path] -= 1
-        self._transport.write(_OK)
+        self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
 
     def _echo(self, websocket: ServerProtocol, data: bytes) -> None:
         websocket.receive_data(data)

@@ -167,6 +167,8 @@ class Balancer:
         #: May there be tracebacks in its log? gunicorn's own workers log one when an answer breaks.
         self.tracebacks = False
         self.view_: View | None = None
+        #: The process id of the master that an upgrade has started beside the first one.
+        self.successor: int | None = None
         self._stdout = stdout
         self._process: Process | None = None
         if launch:
@@ -226,6 +228,24 @@ class Balancer:
         return sorted(found)
 
     @property
+    def store_pid(self) -> int:
+        """The process id of its embedded store."""
+        return int((self.runtime / "store.pid").read_text())
+
+    def lb(self, *arguments: str, seconds: float = PATIENCE) -> subprocess.CompletedProcess[str]:
+        """Run `lb ARGUMENTS` as it would be on this machine; it has to succeed."""
+        done = subprocess.run(
+            [sys.executable, "-m", "lb.cli", *arguments],
+            capture_output=True,
+            text=True,
+            env=self.env,
+            cwd=ROOT,
+            timeout=seconds,
+        )
+        assert done.returncode == 0, done.stderr
+        return done
+
+    @property
     def log(self) -> list[dict[str, Any]]:
         """The entries of the access log, of whole lines only."""
         lines = self.process.out.split("\n")[:-1]
@@ -251,6 +271,22 @@ class Balancer:
         """Send a signal to the master."""
         self.process.signal(number)
 
+    def upgrade(self) -> int:
+        """USR2: a second master beside the first. Its process id, once its workers have joined the fleet."""
+        joined = self.view.workers() + self._workers
+        self.send(signal.SIGUSR2)
+        self.process.until(lambda: self.view.workers() >= joined, "the new master's workers")
+        (self.successor,) = (pid for pid in descendants(self.pid) if descendants(pid))
+        return self.successor
+
+    def stop_successor(self) -> None:
+        """TERM to the master that an upgrade has started, and wait until it and its workers are gone."""
+        assert self.successor is not None
+        family = {self.successor, *descendants(self.successor)}
+        os.kill(self.successor, signal.SIGTERM)
+        eventually(lambda: not any(map(alive, family)), "the new master to end")
+        self.successor = None
+
     def stop(self, seconds: float = PATIENCE) -> int:
         """TERM; returns its exit code."""
         self.send(signal.SIGTERM)
@@ -259,6 +295,10 @@ class Balancer:
     def end(self) -> None:
         """End it, whatever state it is in, and look what is left."""
         left = descendants(self.pid) if self._process else set()
+        if self.successor is not None:
+            left |= {self.successor, *descendants(self.successor)}
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.successor, signal.SIGTERM)
         running = self._process is not None and self._process.process.poll() is None
         try:
             if running:

@@ -1,0 +1,144 @@
+"""The gunicorn master, with a change of workers that nobody notices.
+
+gunicorn's own reload ends the old workers in the moment in which it has forked the new ones; until these have
+started, requests wait. Here the old ones accept until the new ones do.
+
+gunicorn makes its `Arbiter` without asking anybody: `take_over` gives the one that is there this class.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any
+
+from gunicorn.arbiter import Arbiter
+from gunicorn.errors import HaltServer
+
+_LOG = logging.getLogger("lb")
+
+READY_TIMEOUT = 60.0
+"""Seconds that new workers may take until they serve; then they are given up, and the old ones go on."""
+LOOK = 0.1
+"""Seconds between two looks at workers whose readiness is waited for."""
+
+
+def take_over(server: Any) -> None:
+    """Make gunicorn's master `server`, which has not started yet, one of ours."""
+    server.__class__ = Master
+    #: Workers that others take the place of, by process id; and which of them have been told to go.
+    server.leaving = {}
+    server.told = set()
+    #: Until when (by `monotonic`) those others have to serve.
+    server.ready_by = 0.0
+
+
+def say_ready(worker: Any) -> None:
+    """In a worker: it accepts from now on. The file of its heartbeats tells it, by not being empty."""
+    os.write(worker.tmp.fileno(), b"+")
+    worker.tmp.notify()  # to write was to touch it, with a time of another clock
+
+
+def is_ready(worker: Any) -> bool:
+    """In the master: has the worker said so?"""
+    return bool(os.fstat(worker.tmp.fileno()).st_size)
+
+
+class Master(Arbiter):  # type: ignore[misc]
+    """gunicorn's master process. What it adds to the attributes is made by `take_over`."""
+
+    leaving: dict[int, Any]
+    told: set[int]
+    ready_by: float
+
+    # Workers come and go.
+
+    @contextmanager
+    def _without_leaving(self) -> Iterator[None]:
+        """Show gunicorn only those workers that are to stay: it ends, and waits for, no others."""
+        aside = {pid: self.WORKERS.pop(pid) for pid in self.leaving if pid in self.WORKERS}
+        try:
+            yield
+        finally:
+            self.WORKERS.update(aside)
+
+    def _staying(self) -> list[Any]:
+        """The workers that are not to leave, oldest first."""
+        found = [worker for pid, worker in self.WORKERS.items() if pid not in self.leaving]
+        return sorted(found, key=lambda worker: int(worker.age))
+
+    def reload(self) -> None:
+        """Read the configuration anew and start workers with it; once they serve, the others leave."""
+        self.leaving.update(self.WORKERS)
+        self.ready_by = monotonic() + READY_TIMEOUT
+        with self._without_leaving():
+            super().reload()
+        self._change()
+
+    def manage_workers(self) -> None:
+        """Start those that are missing; let those leave that are too many, or have been replaced."""
+        staying = self._staying()
+        for worker in staying[: max(len(staying) - self.num_workers, 0)]:
+            self.leaving[worker.pid] = worker
+        with self._without_leaving():
+            super().manage_workers()
+        self._change()
+
+    def _waiting(self) -> list[int]:
+        """Who is to leave, but serves until others do."""
+        return [pid for pid in self.leaving if pid in self.WORKERS and pid not in self.told]
+
+    def _change(self) -> None:
+        """Tell workers to leave, once, when all those that stay serve."""
+        waiting = self._waiting()
+        if not waiting:
+            return
+        staying = self._staying()
+        if len(staying) >= self.num_workers and all(map(is_ready, staying)):
+            for pid in waiting:
+                self.told.add(pid)
+                self.kill_worker(pid, signal.SIGTERM)
+        elif self.ready_by and monotonic() > self.ready_by:
+            self._give_up(f"do not serve after {READY_TIMEOUT:g} s")
+
+    def _give_up(self, why: str) -> None:
+        """End the workers of a reload that was none; those that were to leave stay."""
+        _LOG.error("reload: the new workers %s; the old ones go on serving", why)
+        self.ready_by = 0.0
+        new = self._staying()
+        self.leaving = {pid: worker for pid, worker in self.leaving.items() if pid in self.told}
+        for worker in new:
+            self.leaving[worker.pid] = worker
+            self.told.add(worker.pid)
+            self.kill_worker(worker.pid, signal.SIGTERM if is_ready(worker) else signal.SIGKILL)
+        self.num_workers = len(self._staying())
+
+    def reap_workers(self) -> None:
+        """As gunicorn's; but workers of a reload that fail to start end nobody but themselves."""
+        while True:
+            staying = {worker.pid for worker in self._staying()}
+            try:
+                super().reap_workers()
+                break
+            except HaltServer as exc:
+                if staying <= self.WORKERS.keys():
+                    continue  # it had been given up before
+                if not self._waiting():
+                    raise
+                self._give_up(f"do not start ({exc.reason})")
+        for pid in self.leaving.keys() - self.WORKERS.keys():
+            del self.leaving[pid]
+            self.told.discard(pid)
+
+    # Signals.
+
+    def wait_for_signals(self, timeout: float = 1.0) -> list[int]:
+        """Wait for signals, as in each turn of gunicorn's; soon again while somebody is waited for."""
+        if self._waiting():
+            timeout = min(timeout, LOOK)
+        found: list[int] = super().wait_for_signals(timeout)
+        return found

@@ -1,0 +1,44 @@
+"""What the master knows of its workers, and tells them; under load: tests/faults."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from gunicorn.config import Config
+from gunicorn.workers.base import Worker
+
+from lb import master
+from tests.support.clients import get
+from tests.support.processes import own_system
+from tests.support.run import alive, eventually
+
+
+def test_a_worker_says_that_it_serves() -> None:
+    worker = Worker(1, 1, [], None, 30, Config(), None)
+    try:
+        assert not master.is_ready(worker)
+        master.say_ready(worker)
+        assert master.is_ready(worker)
+        worker.notify()
+        assert master.is_ready(worker)
+        since = worker.tmp.last_update()
+        master.say_ready(worker)
+        assert 0 <= worker.tmp.last_update() - since < 60  # by the clock that the master compares it with
+    finally:
+        worker.tmp.close()
+
+
+def test_one_worker_more_and_one_less(tmp_path: Path) -> None:
+    """Who has to go is told once: a second TERM would find it gone, or at its last words."""
+    with own_system(tmp_path) as system:
+        backend = system.plain_backend()
+        balancer = system.balancer(backends=backend.url)
+        (first,) = balancer.worker_pids
+        balancer.send(signal.SIGTTIN)
+        eventually(lambda: len(balancer.worker_pids) == 2, "another worker")
+        (second,) = set(balancer.worker_pids) - {first}
+        balancer.send(signal.SIGTTOU)
+        eventually(lambda: not alive(first), "the older one to go")
+        assert balancer.worker_pids == [second]
+        assert get(balancer.port).status == 200
