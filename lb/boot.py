@@ -13,7 +13,6 @@ import logging
 import mmap
 import os
 import resource
-import signal
 import socket
 import ssl
 import sys
@@ -40,7 +39,7 @@ _LOG = logging.getLogger("lb")
 
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108 - gunicorn makes a file without a name in it
 
-# Shared with the workers, which are forked from the process that made it.
+# Shared with the workers, which are forked from the process that made it: not 0 when all of them are to end.
 _ending = mmap.mmap(-1, 1)
 
 _settings: Settings | None = None
@@ -160,25 +159,23 @@ def reload_master(cfg: Any) -> None:
         _LOG.error("reload: the backends could not be published: %s", exc)
 
 
-def note_the_end(server: Any) -> None:
-    """From now on a TERM for the master tells its workers that all of them end.
+def announce_end() -> None:
+    """The master will end, and nobody takes over: from now on its workers say so.
 
     A worker alone is also stopped for a new one to take its place, at a reload, and a whole master for
-    another one that has its listeners (USR2).
+    another one that has its listeners (USR2); then nothing is said.
     """
-    master, queue_signal = os.getpid(), server.signal
+    _ending[0] = 1
 
-    def on_term(number: int, frame: Any) -> None:
-        if os.getpid() == master and not server.reexec_pid:
-            _ending[0] = 1
-        queue_signal(number, frame)
 
-    signal.signal(signal.SIGTERM, on_term)
+def announced() -> bool:
+    """Has the master said that it will end?"""
+    return _ending[0] != 0
 
 
 def ending(parent: int) -> bool:
     """Do all workers of the master `parent` end, and nobody takes over?"""
-    return _ending[0] == 1 or os.getppid() != parent
+    return announced() or os.getppid() != parent
 
 
 def stop_master() -> None:
@@ -214,7 +211,7 @@ def service(runtime: Runtime, reactor: Reactor | None) -> Service:
     from lb.service import Service
 
     control = Control(settings())
-    made = Service(settings(), runtime, reactor, control, _contexts)
+    made = Service(settings(), runtime, reactor, control, _contexts, announced)
     control.service = made
     return made
 

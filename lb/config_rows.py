@@ -51,6 +51,15 @@ TABLE: tuple[Setting, ...] = (
         DAY,
     ),
     Setting(
+        "drain_delay",
+        "LB_DRAIN_DELAY",
+        "how long a balancer that is sent TERM goes on accepting while `/readyz` says 503 already, so that "
+        "whoever sends it traffic can take it out first",
+        "s",
+        0,
+        DAY,
+    ),
+    Setting(
         "client.keepalive",
         "LB_CLIENT_KEEPALIVE",
         "how long a client's connection may idle between requests",

@@ -20,11 +20,6 @@ def on_starting(server: Any) -> None:
     boot.start_master(server.cfg, server.log.error_log)
 
 
-def when_ready(server: Any) -> None:
-    """Bound, and about to fork."""
-    boot.note_the_end(server)
-
-
 def on_reload(server: Any) -> None:
     """HUP, after the configuration was read anew."""
     boot.use_log(server.log.error_log)
@@ -85,7 +80,7 @@ def ssl_context(config: Any, default: Callable[[], ssl.SSLContext]) -> ssl.SSLCo
 def settings() -> dict[str, Any]:
     """All of it, for a configuration file to put into its globals; read anew at each call."""
     hooks = (
-        *(on_starting, when_ready, on_reload, on_exit, post_fork, post_worker_init, worker_exit),
+        *(on_starting, on_reload, on_exit, post_fork, post_worker_init, worker_exit),
         ssl_context,
     )
     return {**boot.gunicorn_settings(), **{hook.__name__: hook for hook in hooks}}

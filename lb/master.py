@@ -1,7 +1,9 @@
 """The gunicorn master, with a change of workers that nobody notices.
 
 gunicorn's own reload ends the old workers in the moment in which it has forked the new ones; until these have
-started, requests wait. Here the old ones accept until the new ones do.
+started, requests wait. Here the old ones accept until the new ones do. A stop is announced before it
+happens, by `/readyz`, and can be forced by a second signal; beside another master (USR2) it is not announced,
+because that one serves.
 
 gunicorn makes its `Arbiter` without asking anybody: `take_over` gives the one that is there this class.
 """
@@ -19,12 +21,16 @@ from typing import Any
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 
+from lb import boot
+
 _LOG = logging.getLogger("lb")
 
 READY_TIMEOUT = 60.0
 """Seconds that new workers may take until they serve; then they are given up, and the old ones go on."""
 LOOK = 0.1
 """Seconds between two looks at workers whose readiness is waited for."""
+STOP_MARGIN = 2
+"""Seconds beyond what a worker may take to finish, until it is killed."""
 
 
 def take_over(server: Any) -> None:
@@ -35,6 +41,9 @@ def take_over(server: Any) -> None:
     server.told = set()
     #: Until when (by `monotonic`) those others have to serve.
     server.ready_by = 0.0
+    #: Has a TERM come? When (by `monotonic`) what it asks for is begun; 0: not announced.
+    server.stopping = False
+    server.stop_at = 0.0
 
 
 def say_ready(worker: Any) -> None:
@@ -54,6 +63,14 @@ class Master(Arbiter):  # type: ignore[misc]
     leaving: dict[int, Any]
     told: set[int]
     ready_by: float
+    stopping: bool
+    stop_at: float
+
+    @property
+    def alone(self) -> bool:
+        """Is there no other master, older or newer, that has the same listeners?"""
+        older = self.master_pid != 0 and self.master_pid == os.getppid()
+        return not older and self.reexec_pid == 0
 
     # Workers come and go.
 
@@ -73,6 +90,8 @@ class Master(Arbiter):  # type: ignore[misc]
 
     def reload(self) -> None:
         """Read the configuration anew and start workers with it; once they serve, the others leave."""
+        if self.stopping:
+            return
         self.leaving.update(self.WORKERS)
         self.ready_by = monotonic() + READY_TIMEOUT
         with self._without_leaving():
@@ -136,9 +155,38 @@ class Master(Arbiter):  # type: ignore[misc]
 
     # Signals.
 
+    def signal(self, sig: int, frame: Any) -> None:
+        """A signal has come. Forked workers have this handler, too, until they have their own."""
+        if sig == signal.SIGTERM and os.getpid() == self.pid:
+            if self.stopping:
+                sig = signal.SIGQUIT
+            elif self.alone:
+                boot.announce_end()
+            self.stopping = True
+        super().signal(sig, frame)
+
+    def handle_term(self) -> None:
+        """TERM: say that it ends, serve for `drain_delay` more seconds, then let the workers finish."""
+        delay = boot.settings().drain_delay
+        if not self.alone or delay <= 0:
+            raise StopIteration
+        self.stop_at = monotonic() + delay
+        _LOG.info("draining: ends in %g s", delay)
+
     def wait_for_signals(self, timeout: float = 1.0) -> list[int]:
-        """Wait for signals, as in each turn of gunicorn's; soon again while somebody is waited for."""
+        """Wait for signals, as in each turn of gunicorn's; and do what is due by then."""
         if self._waiting():
             timeout = min(timeout, LOOK)
+        if self.stop_at:
+            timeout = min(timeout, max(self.stop_at - monotonic(), 0.001))
         found: list[int] = super().wait_for_signals(timeout)
+        if self.stop_at and monotonic() >= self.stop_at and signal.SIGQUIT not in found:
+            raise StopIteration
         return found
+
+    def stop(self, graceful: bool = True) -> None:
+        """End all workers. Those that finish in time are not killed in their last moment."""
+        self.stopping = True
+        finish = self.cfg.graceful_timeout if graceful else 0
+        self.cfg.set("graceful_timeout", finish + STOP_MARGIN)
+        super().stop(graceful)

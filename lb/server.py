@@ -208,8 +208,9 @@ class Server:
         """Wait up to `timeout` seconds for what runs; `notify` is called all the while.
 
         Connections that carry another protocol by now are given `stream_close_delay` instead. With `tell` the
-        control side is there until the data side is done, to say what goes on.
+        control side is there until the data side is done, to say what goes on, and `timeout` holds for all.
         """
+        streams = min(self.stream_close_delay, timeout) if tell else self.stream_close_delay
         self.stop_accepting(("data",) if tell else ("data", "control"))
         began = monotonic()
         while self.clients:
@@ -221,7 +222,7 @@ class Server:
                 _LOG.warning("%d connections cut after %g s", len(late), timeout)
                 for client in late:
                     client.cut()
-            if passed >= self.stream_close_delay:
+            if passed >= streams:
                 for client in [c for c in self.clients if c.upgraded]:
                     client.cut()
             # A connection that a request may be on its way in is not cut at once: that request would
@@ -230,6 +231,7 @@ class Server:
                 client.close()
             notify()
             gevent.sleep(0.05)
+        self.stop_accepting()  # before what answers is taken apart
 
 
 def accept(listener: RawSocket) -> tuple[RawSocket, Any]:

@@ -37,7 +37,8 @@ class Service:
     """The parts of one worker. `reactor` None means threads.
 
     `control` answers what comes in on the control listener, whose addresses are `control_addresses`;
-    `contexts` has, for each pool, how it speaks TLS to backends.
+    `contexts` has, for each pool, how it speaks TLS to backends; `leaving` says whether the whole balancer is
+    about to end.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class Service:
         reactor: Reactor | None,
         control: Callable[..., Iterable[bytes]],
         contexts: Mapping[str, ssl.SSLContext],
+        leaving: Callable[[], bool] = lambda: False,
     ) -> None:
         self.settings = settings
         self.control = control
         self.control_addresses: tuple[Any, ...] = ()
         self.draining = False
+        self.leaving = leaving
         #: Bytes: the largest body of a request; 0: any.
         self.body_limit = settings.limits.body
         self.log = AccessLog(settings.log.access)

@@ -209,6 +209,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     runtime_dir: str = ""
     workers: int = 0
     graceful_timeout: float = 30.0
+    drain_delay: float = 0.0
     client: ClientSettings = ClientSettings()
     limits: LimitSettings = LimitSettings()
     tls: TlsSettings = TlsSettings()

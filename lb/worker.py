@@ -11,7 +11,9 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import random
 import warnings
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -27,6 +29,8 @@ _LOG = logging.getLogger("lb")
 
 FLUSH_EVERY = 0.1
 """Seconds between two writes of the access log."""
+LEAVING_LOOK = 0.05
+"""Seconds for which answers do, or do not, end their connections before an announced end."""
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
@@ -89,13 +93,12 @@ class Worker(GeventWorker):  # type: ignore[misc]
             gc.freeze()
             gc.set_threshold(20_000, 20, 100)
             master.say_ready(self)
-            while self.alive:
-                self.notify()
-                self.stopping.wait(1.0)
-            self.service.draining = True
+            self._wait(server)
+            # Who only makes place for others has nothing to say about the balancer.
+            self.service.draining = ends = boot.ending(self.ppid)
             for sock in self.sockets:
                 sock.close()
-            server.drain(self.cfg.graceful_timeout, self.notify, boot.ending(self.ppid))
+            server.drain(self.cfg.graceful_timeout, self.notify, ends)
         except SystemExit:
             server.stop_accepting()
             raise
@@ -103,6 +106,24 @@ class Worker(GeventWorker):  # type: ignore[misc]
             app.uninstall()
             reactor.close()
             boot.leave_if_orphaned(self.ppid)
+
+    def _wait(self, server: Any) -> None:
+        """Let it serve until told to stop.
+
+        Before an announced end, more and more answers tell clients that their connection ends: they come back
+        at once, so all at the same time would be too many.
+        """
+        from lb import boot
+
+        delay, began = self.service.settings.drain_delay, 0.0
+        while self.alive:
+            self.notify()
+            leaving = boot.announced()
+            if leaving and delay > 0:
+                now = monotonic()
+                began = began or now
+                server.draining = random.random() < (now - began) / delay
+            self.stopping.wait(LEAVING_LOOK if leaving else 1.0)
 
     def _listen(self, server: Any) -> None:
         from lb import boot

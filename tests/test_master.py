@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import pytest
 from gunicorn.config import Config
 from gunicorn.workers.base import Worker
 
-from lb import master
+from lb import boot, master
 from tests.support.clients import get
 from tests.support.processes import own_system
 from tests.support.run import alive, eventually
@@ -42,3 +43,10 @@ def test_one_worker_more_and_one_less(tmp_path: Path) -> None:
         eventually(lambda: not alive(first), "the older one to go")
         assert balancer.worker_pids == [second]
         assert get(balancer.port).status == 200
+
+
+def test_an_end_is_announced_once_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boot, "_ending", bytearray(1))
+    assert not boot.announced()
+    boot.announce_end()
+    assert boot.announced()

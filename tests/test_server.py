@@ -287,6 +287,17 @@ def test_a_drain_ends_in_time(caplog: pytest.LogCaptureFixture) -> None:
         assert client.at_end()
 
 
+def test_when_all_is_over_no_stream_gets_more_time_than_requests() -> None:
+    with Serving(plain, ClientSettings(stream_close_delay=50)) as serving, Client(serving.port) as client:
+        client.get()
+        (served,) = serving.server.clients
+        serving.call(lambda: setattr(served, "upgraded", True))
+        began = time.monotonic()
+        serving.call(lambda: serving.server.drain(0.3, lambda: None, True))
+        assert 0.3 <= time.monotonic() - began < 10
+        assert client.at_end()
+
+
 @pytest.mark.parametrize("settings", [{"keepalive": 0.2}, {"header": 0.2}])
 def test_a_connection_that_timed_out_leaves_its_place(settings: dict[str, float]) -> None:
     limits = msgspec.structs.replace(ClientSettings(connections=1), **settings)

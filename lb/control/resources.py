@@ -60,9 +60,9 @@ class Ready:
         self._service = service
 
     def on_get(self, req: Request, resp: Response) -> None:
-        """200, or 503 before this worker serves and while it finishes what runs."""
+        """200, or 503 before this worker serves, once a stop is announced and while it finishes what runs."""
         service = self._service()
-        if service is None or service.draining:
+        if service is None or service.draining or service.leaving():
             _tell(resp, Readiness("draining" if service else "starting"), 503)
             return
         # The store being away is no reason to take this balancer out: it goes on balancing.

@@ -43,6 +43,11 @@ def test_not_ready_while_it_drains(ask: Asker, service: Service) -> None:
     assert ask("/healthz").status == 200
 
 
+def test_not_ready_once_an_end_is_announced(ask: Asker, service: Service) -> None:
+    service.leaving = lambda: True
+    assert ask("/readyz").json == {"status": "draining"}
+
+
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v1/pools", "/v1/openapi.json", "/nothing"])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
 def test_answers_are_json_with_a_length(ask: Asker, path: str, method: str) -> None:
