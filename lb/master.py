@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -44,6 +45,9 @@ def take_over(server: Any) -> None:
     #: Has a TERM come? When (by `monotonic`) what it asks for is begun; 0: not announced.
     server.stopping = False
     server.stop_at = 0.0
+    # What gunicorn would start at a USR2 is `python …/gunicorn/__main__.py`, whose modules then hide others.
+    server.START_CTX["args"] = list(sys.orig_argv)
+    server.START_CTX["args"][0] = sys.executable
 
 
 def say_ready(worker: Any) -> None:
@@ -172,6 +176,12 @@ class Master(Arbiter):  # type: ignore[misc]
             raise StopIteration
         self.stop_at = monotonic() + delay
         _LOG.info("draining: ends in %g s", delay)
+
+    def handle_winch(self) -> None:
+        """WINCH: let the workers finish and go; beside a new master only: terminals send it, too."""
+        if self.reexec_pid or self.cfg.daemon:
+            self.num_workers = 0
+            self.manage_workers()
 
     def wait_for_signals(self, timeout: float = 1.0) -> list[int]:
         """Wait for signals, as in each turn of gunicorn's; and do what is due by then."""
