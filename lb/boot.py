@@ -17,6 +17,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Mapping
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import gunicorn.sock
@@ -42,8 +43,14 @@ _SHARED_MEMORY = "/dev/shm"  # noqa: S108 - gunicorn makes a file without a name
 # Shared with the workers, which are forked from the process that made it: not 0 when all of them are to end.
 _ending = mmap.mmap(-1, 1)
 
+MEND_PAUSES = (1.0, 30.0)
+"""Seconds until a second try to start a store that does not start; each time twice as many, up to these."""
+
 _settings: Settings | None = None
 _store: embedded.EmbeddedStore | None = None
+#: When (by `monotonic`) a store that did not start may be tried again, and the pause after that.
+_mend_at = 0.0
+_mend_pause = MEND_PAUSES[0]
 #: As the settings have it, and as gunicorn's own flags do.
 _tls: ssl.SSLContext | None = None
 _flagged: ssl.SSLContext | None = None
@@ -184,6 +191,23 @@ def stop_master() -> None:
     store, _store = _store, None
     if store is not None:
         store.leave()
+
+
+def mend_store() -> None:
+    """For each turn of the master's loop: an embedded store that has died is started again, with its data."""
+    global _mend_at, _mend_pause
+    if _store is None or not _store.died() or monotonic() < _mend_at:
+        return
+    try:
+        started = _store.ensure()
+    except LbError as exc:
+        _LOG.error("the embedded store has died and cannot be started again: %s", exc)
+        _mend_at = monotonic() + _mend_pause
+        _mend_pause = min(2 * _mend_pause, MEND_PAUSES[1])
+    else:
+        _mend_at, _mend_pause = 0.0, MEND_PAUSES[0]
+        if started:
+            _LOG.warning("the embedded store had died; it was started again, with its data")
 
 
 def leave_if_orphaned(parent: int) -> None:

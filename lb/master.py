@@ -3,7 +3,7 @@
 gunicorn's own reload ends the old workers in the moment in which it has forked the new ones; until these have
 started, requests wait. Here the old ones accept until the new ones do. A stop is announced before it
 happens, by `/readyz`, and can be forced by a second signal; beside another master (USR2) it is not announced,
-because that one serves.
+because that one serves. The embedded store is started again when it has died.
 
 gunicorn makes its `Arbiter` without asking anybody: `take_over` gives the one that is there this class.
 """
@@ -184,7 +184,8 @@ class Master(Arbiter):  # type: ignore[misc]
             self.manage_workers()
 
     def wait_for_signals(self, timeout: float = 1.0) -> list[int]:
-        """Wait for signals, as in each turn of gunicorn's; and do what is due by then."""
+        """Wait for signals, as in each turn of gunicorn's; and look after what it does not know of."""
+        boot.mend_store()
         if self._waiting():
             timeout = min(timeout, LOOK)
         if self.stop_at:

@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from lb.state.registry import Registry
 from lb.state.spawn import running
 from lb.state.store import connect
 from tests.support.certificates import Pair
-from tests.support.run import clean_env
+from tests.support.run import clean_env, eventually
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,6 +45,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """As in a process that has just begun; whatever it changes is undone."""
     monkeypatch.setattr(boot, "_settings", None)
     monkeypatch.setattr(boot, "_store", None)
+    monkeypatch.setattr(boot, "_mend_at", 0.0)
+    monkeypatch.setattr(boot, "_mend_pause", boot.MEND_PAUSES[0])
     monkeypatch.setattr(boot, "_tls", None)
     monkeypatch.setattr(boot, "_flagged", None)
     monkeypatch.chdir(tmp_path)
@@ -208,6 +211,36 @@ def test_the_master_starts_the_store_and_publishes(folder: Path, monkeypatch: py
     boot.stop_master()
     boot.stop_master()
     assert EmbeddedStore(folder).pid() is None
+
+
+def test_a_store_that_has_died_is_started_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    boot.mend_store()  # there is none
+    use(folder, monkeypatch)
+    boot.start_master(a_cfg(), a_log())
+    logging.getLogger("lb").propagate = True
+    pid = EmbeddedStore(folder).pid()
+    assert pid is not None
+    boot.mend_store()
+    assert EmbeddedStore(folder).pid() == pid
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not running(pid), "it to be dead")
+    with monkeypatch.context() as patch:
+        patch.setattr("lb.state.embedded.server_binary", lambda: "/bin/false")
+        boot.mend_store()
+        boot.mend_store()  # not again at once
+    assert [record.getMessage().split(":")[0] for record in caplog.records if record.name == "lb"] == [
+        "the embedded store has died and cannot be started again"
+    ]
+    boot.mend_store()
+    assert EmbeddedStore(folder).pid() is None
+    monkeypatch.setattr(boot, "_mend_at", 0.0)  # the pause is over
+    boot.mend_store()
+    assert published(folder) == {"a:1"}
+    assert (
+        caplog.records[-1].getMessage() == "the embedded store had died; it was started again, with its data"
+    )
 
 
 def test_an_address_in_use_starts_nothing(

@@ -74,6 +74,7 @@ class EmbeddedStore:
         self._data = directory / "data"
         self._owner = os.getpid()
         self._use: int | None = None
+        self._server: int | None = None
 
     def pid(self) -> int | None:
         """The process id of the server that runs here, answering or not; None when none does."""
@@ -93,7 +94,12 @@ class EmbeddedStore:
             self._start()
             return True
         finally:
+            self._server = self.pid()
             os.close(lock)
+
+    def died(self) -> bool:
+        """Has the server that ran when `ensure` was called last ended since? One that hangs has not."""
+        return self._server is None or not running(self._server)
 
     def leave(self, *, purge: bool = False) -> bool:
         """Leave the store; the last one to leave stops it. True if that was us.

@@ -11,7 +11,7 @@ import pytest
 from lb.state.link import STALL
 from tests.support.clients import Load, get
 from tests.support.processes import Balancer, PlainBackend, System
-from tests.support.run import descendants, eventually
+from tests.support.run import eventually
 
 KINDS = ["gevent", "gthread"]
 SOON = 0.05
@@ -91,20 +91,6 @@ def test_a_store_that_is_killed_and_comes_back_empty(system: System, worker: str
     assert set(load.statuses) == {200}
     assert len(balancer.view.states()) == 2
     exact(balancer, backends)
-
-
-def test_the_embedded_store_is_killed(system: System) -> None:
-    backend = system.plain_backend()
-    balancer = system.balancer(backends=backend.url, workers=2)
-    store = next(iter(descendants(balancer.pid) - set(balancer.worker_pids)))
-    with Load([balancer.port], 8).running() as load:
-        eventually(lambda: load.done > 200, "the load")
-        os.kill(store, signal.SIGKILL)
-        done = load.done
-        eventually(lambda: load.done > done + 500, "requests to go on")
-    assert load.failures == []
-    assert get(balancer.port).status == 200
-    assert balancer.stop() == 0
 
 
 def test_a_worker_that_was_stopped_counts_again(system: System) -> None:

@@ -152,8 +152,11 @@ def test_a_killed_store_is_started_again_with_its_state(directory: Path) -> None
     write(store, "kept")
     pid = store.pid()
     assert pid is not None
+    assert not store.died()
     os.kill(pid, signal.SIGKILL)
+    eventually(store.died, "it to be dead")
     assert store.ensure()
+    assert not store.died()
     assert read(store) == "kept"
     assert store.pid() not in (pid, None)
     store.leave()
