@@ -75,6 +75,7 @@ class Service:
                 contexts[name],
                 self.recorder,
                 self.reveal,
+                settings.client.stream_close_delay,
             )
             for name, config in settings.pools.items()
         }
@@ -153,8 +154,7 @@ class Service:
     def _on_update(self, snapshot: Snapshot) -> None:
         forwarder = self.forwarders.get(snapshot.pool)
         if forwarder is not None:
-            forwarder.refresh()
-            forwarder.keep_only({backend.url for backend in snapshot.backends.values()})
+            forwarder.update(snapshot)
         sticky = self.sticky.get(snapshot.pool)
         if sticky is not None:
             sticky.update(snapshot, self.fleet.secrets.get(snapshot.pool, b""))

@@ -17,8 +17,19 @@ from lb.errors import LbError
 from lb.model import MAX_WEIGHT, Backend, Health, Snapshot, backend_id, check_url
 from lb.state import decide
 from lb.state.decide import NOTHING, Change
+from lb.state.registry import Registry
 
 MAX_CONNECTIONS = 1_000_000
+
+
+MAX_WAIT = 30 * 86_400.0
+"""Seconds that a drain is waited for when nobody says less."""
+LOOK = 0.2
+"""Seconds between two looks at a backend that drains."""
+
+
+class NotEmpty(LbError):
+    """A backend serves requests that were expected to be over."""
 
 
 class AlreadyThere(LbError):
@@ -116,16 +127,36 @@ def remove(backend: str, pool: str) -> None:
 
 @backends.command()
 @click.argument("backend")
+@click.option("--wait", is_flag=True, help="Until it serves none any more.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, MAX_WAIT),
+    help="Wait so many seconds at most; the exit code is 1 if some are left then. [default: any time]",
+)
 @pool_option
-def drain(backend: str, pool: str) -> None:
-    """Give BACKEND (its id or URL) no new requests; those it is serving are finished."""
+def drain(backend: str, wait: bool, timeout: float | None, pool: str) -> None:
+    """Give BACKEND (its id or URL) no new requests; those it is serving are finished.
+
+    WebSockets, and other connections that have changed their protocol, are closed after stream_close_delay.
+    """
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout says nothing without --wait")
     with known_pool(pool) as found:
         after = found.change(
             pool, lambda snapshot: decide.update(find(snapshot, backend).id, admin="drain")(snapshot)
         )
         known = find(after, backend)
-        left = next((one.in_flight for one in found.status(pool) if one.id == known.id), 0)
+        seconds = MAX_WAIT if timeout is None else timeout
+        deadline = time.monotonic() + seconds
+        while (left := _in_flight(found, pool, known.id)) and wait:
+            if time.monotonic() >= deadline:
+                raise NotEmpty(f"{known.id} gets no new requests, but serves {left} after {seconds:g} s")
+            time.sleep(LOOK)
     click.echo(f"{known.id} gets no new requests; in flight now: {left}")
+
+
+def _in_flight(found: Registry, pool: str, name: str) -> int:
+    return next((one.in_flight for one in found.status(pool) if one.id == name), 0)
 
 
 @backends.command()

@@ -14,13 +14,13 @@ from lb.model import Backend
 from lb.proxy.conn import Conn, Stream
 from lb.proxy.messages import ProxyResponse
 from lb.proxy.trace import Trace
-from lb.proxy.tunnel import Tunnel
+from lb.proxy.tunnel import Tunnels
 
 
 class Settles(Protocol):
     """Who wants to know when an answer is over; see `lb.proxy.forward.Forwarder`."""
 
-    tunnel_idle: float
+    tunnels: Tunnels
 
     def settle(self, answer: Answer, code: str) -> None: ...
 
@@ -140,10 +140,12 @@ class Answer:
             client.sendall(head + first)
             if ahead:
                 conn.sendall(ahead)
-            tunnel = Tunnel(client, conn, self._forwarder.tunnel_idle)
+            tunnels = self._forwarder.tunnels
+            tunnel = tunnels.join(self.backend.id, client, conn)
             try:
                 tunnel.run()
             finally:
+                tunnels.leave(self.backend.id, tunnel)
                 self.sent += len(first) + tunnel.to_client
             if tunnel.failed:
                 raise ConnectionResetError(errno.ECONNRESET, "a side of the tunnel failed")

@@ -24,14 +24,15 @@ from lb.errors import (
     NoBackend,
     ProxyError,
 )
-from lb.model import Backend
+from lb.model import Backend, Snapshot
 from lb.proxy.answer import Answer
 from lb.proxy.body import BodyReader
-from lb.proxy.conn import Reactor
+from lb.proxy.conn import NEVER, Reactor
 from lb.proxy.messages import ProxyRequest
 from lb.proxy.reveal import Reveal
 from lb.proxy.trace import Explains, Recorder, Trace, Tracer
 from lb.proxy.transport import IDEMPOTENT, Transport
+from lb.proxy.tunnel import Tunnels
 from lb.proxy.upstream import Upstream
 from lb.settings import PoolConfig
 
@@ -69,9 +70,10 @@ class Forwarder:
         tls: ssl.SSLContext,
         recorder: Recorder,
         reveal: Reveal | None = None,
+        stream_close_delay: float = NEVER,
     ) -> None:
         """`tls`: how its `https://` backends are spoken to, as `config.tls` says. `reveal`: a field of
-        answers that says who gave them.
+        answers that says who gave them. `stream_close_delay`: see `lb.proxy.tunnel.Tunnels`.
         """
         self.pool = pool
         self.claims = claims
@@ -90,7 +92,7 @@ class Forwarder:
         self._max_body = config.retry.max_body
         self._timeout = (config.timeouts.connect, config.timeouts.response)
         self._host = config.host
-        self.tunnel_idle = config.timeouts.tunnel
+        self.tunnels = Tunnels(config.timeouts.tunnel, stream_close_delay)
         self._upstreams: dict[str, Upstream] = {}
         # A session is where adapters are mounted, and no more: its cookies, redirects, proxies and netrc are
         # nothing a proxy may have.
@@ -248,9 +250,12 @@ class Forwarder:
         self._upstreams[url] = upstream
         return upstream
 
-    def refresh(self) -> None:
-        """The pool has changed: look again whether its algorithms want to know more than who is excluded."""
+    def update(self, snapshot: Snapshot) -> None:
+        """The pool has changed."""
+        # Its algorithms may want to know more than who is excluded, or not any more.
         self._special = self.claims.special or self._reveal is not None
+        self.tunnels.update(snapshot)
+        self.keep_only({backend.url for backend in snapshot.backends.values()})
 
     def keep_only(self, urls: set[str]) -> None:
         """Forget the connections to backends that are no longer in the pool."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from greenlet import getcurrent, greenlet
 
+from lb.model import Snapshot
 from lb.proxy.conn import NEVER, Conn
 
 PIECE = 65536
@@ -99,6 +100,8 @@ class Tunnel:
         self._up = _Way(self, client, backend)
         self._down = _Way(self, backend, client)
         self._idle = idle
+        #: Until when it may last, by `monotonic`.
+        self.last = NEVER
         self._waiter: greenlet | None = None
         self.over = False
         #: Did a side fail rather than end?
@@ -135,8 +138,13 @@ class Tunnel:
     def touch(self) -> None:
         """Something moved."""
         if not self.over:
-            due = monotonic() + self._idle
+            due = min(monotonic() + self._idle, self.last)
             self._up.source.deadline = self._down.source.deadline = due
+
+    def end_by(self, last: float) -> None:
+        """It is ended at `last` (by `monotonic`), whatever moves; NEVER: not any more."""
+        self.last = last
+        self.touch()
 
     def one_ended(self) -> None:
         """One direction is over."""
@@ -161,3 +169,42 @@ class Tunnel:
             waiter: Any = self._waiter
             if waiter is not None:
                 self._up.source.reactor.loop.run_callback(waiter.switch)
+
+
+class Tunnels:
+    """The tunnels to the backends of one pool. Those to a backend that is to be empty (it is drained, or has
+    been removed) last `close_delay` more seconds, after `idle` without a byte they end anyhow.
+    """
+
+    def __init__(self, idle: float, close_delay: float) -> None:
+        self._idle = idle
+        self._close_delay = close_delay
+        self._running: dict[str, set[Tunnel]] = {}
+        self._snapshot: Snapshot | None = None
+
+    def join(self, name: str, client: Conn, backend: Conn) -> Tunnel:
+        """A new tunnel, not running yet, between a client and the backend of that id; `leave` forgets it."""
+        tunnel = Tunnel(client, backend, self._idle)
+        self._running.setdefault(name, set()).add(tunnel)
+        self._end_or_not(name, {tunnel})
+        return tunnel
+
+    def leave(self, name: str, tunnel: Tunnel) -> None:
+        """It is over."""
+        left = self._running[name]
+        left.discard(tunnel)
+        if not left:
+            del self._running[name]
+
+    def update(self, snapshot: Snapshot) -> None:
+        """The pool has changed."""
+        self._snapshot = snapshot
+        for name, tunnels in self._running.items():
+            self._end_or_not(name, tunnels)
+
+    def _end_or_not(self, name: str, tunnels: set[Tunnel]) -> None:
+        known = self._snapshot.backends.get(name) if self._snapshot is not None else None
+        stays = self._snapshot is None or (known is not None and known.admin == "ready")
+        for tunnel in tunnels:
+            if stays != (tunnel.last == NEVER):
+                tunnel.end_by(NEVER if stays else monotonic() + self._close_delay)

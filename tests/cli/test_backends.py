@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from lb.model import Backend, PoolSettings
 from lb.settings import BackendSpec, PoolConfig
 from lb.state import decide
+from lb.state.lease import WorkerLease
 from lb.state.registry import Registry
 from tests.cli.conftest import Lb
 
@@ -85,6 +88,23 @@ def test_drain_and_ready(lb: Lb, registry: Registry) -> None:
     assert listed(lb)["h:1"]["state"] == "drain"
     assert lb("backends", "ready", "http://h:1").out == "h:1: unknown, gets requests\n"
     assert listed(lb)["h:1"]["state"] == "unknown"
+
+
+def test_a_drain_is_waited_for(lb: Lb, registry: Registry) -> None:
+    lb("backends", "add", "http://h:1")
+    lease = WorkerLease(registry.scripts, "default", "w")
+    lease.open({"h:1": 2})
+    late = lb("backends", "drain", "h:1", "--wait", "--timeout", "0.3")
+    assert late == (1, "", "lb: h:1 gets no new requests, but serves 2 after 0.3 s\n")
+    over = threading.Timer(0.5, lease.close)
+    over.start()
+    began = time.monotonic()
+    done = lb("backends", "drain", "http://h:1", "--wait", "--timeout", "20")
+    assert done == (0, "h:1 gets no new requests; in flight now: 0\n", "")
+    assert time.monotonic() - began >= 0.4
+    over.join()
+    assert lb("backends", "drain", "h:1", "--wait").code == 0  # at once
+    assert lb("backends", "drain", "h:1", "--timeout", "3").code == 2
 
 
 def test_ready_forgets_that_a_backend_was_down(lb: Lb, registry: Registry) -> None:

@@ -13,13 +13,14 @@ from lb.model import Backend
 from lb.proxy.answer import Answer
 from lb.proxy.fields import ResponseHead
 from lb.proxy.messages import ProxyRequest, ProxyResponse
+from lb.proxy.tunnel import Tunnels
 from lb.proxy.upstream import Upstream
 
 
 class Settled:
     """Who is told that answers are over."""
 
-    tunnel_idle = 1.0
+    tunnels = Tunnels(1.0, 1.0)
 
     def __init__(self) -> None:
         self.told: list[tuple[Answer, str]] = []

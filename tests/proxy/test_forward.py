@@ -29,6 +29,7 @@ from lb.errors import (
     UpstreamClosed,
 )
 from lb.model import Backend as Member
+from lb.model import PoolSettings, Snapshot
 from lb.proxy.answer import Answer
 from lb.proxy.body import BodyReader, client_fault
 from lb.proxy.conn import Conn, Reactor
@@ -289,7 +290,7 @@ def test_what_algorithms_want_to_know(make: Make) -> None:
         proxy.call()
         assert (proxy.claims.requests, proxy.claims.times, proxy.claims.tallies) == ([None], [-1.0], [])
         proxy.claims.special = True
-        proxy.forwarder.refresh()
+        proxy.forwarder.update(Snapshot("p", 1, PoolSettings(), {}))
         proxy.call()
         assert proxy.claims.requests[1] is None
         assert 0 < proxy.claims.times[1] < 5

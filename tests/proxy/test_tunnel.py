@@ -7,12 +7,15 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
 
 import gevent
 import pytest
+from msgspec import structs
 
-from lb.proxy.conn import Conn, RawSocket, Reactor
-from lb.proxy.tunnel import Tunnel
+from lb.model import Backend, PoolSettings, Snapshot
+from lb.proxy.conn import NEVER, Conn, RawSocket, Reactor
+from lb.proxy.tunnel import Tunnel, Tunnels
 from tests.support.green import until
 
 IDLE = 20.0
@@ -164,3 +167,45 @@ def test_it_can_be_ended_from_elsewhere(joined: Joined) -> None:
     joined.ends[0].expire()
     joined.running.join(5)
     assert joined.running.dead
+
+
+def of(*backends: Backend) -> Snapshot:
+    """A pool with these backends."""
+    return Snapshot("p", 1, PoolSettings(), {backend.id: backend for backend in backends})
+
+
+def test_one_to_a_backend_that_drains_is_ended(reactor: Reactor) -> None:
+    """Also one that has been busy all the while, and one that began when the drain was on; no other."""
+    tunnels = Tunnels(IDLE, 0.3)
+    with joining(reactor) as old, joining(reactor) as other:
+        for name, each in (("a", old), ("b", other)):
+            each.tunnel.finish()
+            each.running.join(5)
+            each.tunnel = tunnels.join(name, *each.ends)
+            each.running = gevent.spawn(each.tunnel.run)
+        ready, stays = Backend("a", "http://a:1"), Backend("b", "http://b:1")
+        tunnels.update(of(ready, stays))
+        tunnels.update(of(structs.replace(ready, admin="drain"), stays))
+        due = old.tunnel.last
+        assert due < NEVER
+        tunnels.update(of(structs.replace(ready, admin="drain", weight=2), stays))
+        assert old.tunnel.last == due  # its time does not start again
+        while not old.running.ready():
+            old.client.send(b"x")
+            gevent.sleep(0.01)
+        assert monotonic() >= due
+        tunnels.leave("a", old.tunnel)
+        assert not other.tunnel.over
+        with joining(reactor) as late:
+            assert tunnels.join("a", *late.ends).last < NEVER
+
+
+def test_one_to_a_backend_that_is_back_goes_on(reactor: Reactor) -> None:
+    tunnels = Tunnels(IDLE, 20)
+    ready = Backend("a", "http://a:1")
+    with joining(reactor) as joined:
+        tunnel = tunnels.join("a", *joined.ends)
+        tunnels.update(of())  # removed
+        assert tunnel.last < NEVER
+        tunnels.update(of(ready))
+        assert tunnel.last == NEVER
