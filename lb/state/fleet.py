@@ -293,6 +293,8 @@ class Fleet:
             # A store that has lost it gets back what the workers know.
             self.secrets[pool] = registry.secret(pool, self.secrets.get(pool) or secrets.token_bytes(32))
         with self._link.lock:
+            if self._ends():
+                return  # `stop` has closed it, or is about to: nobody would close it again
             self._take(claims, snapshot)
             lease = self._leases[pool]
             lease.open(claims.prepare())

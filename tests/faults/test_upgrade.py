@@ -34,7 +34,7 @@ def test_the_old_master_goes(system: System, worker: str) -> None:
         assert balancer.store_pid == store
     assert kept.failures == fresh.failures == []
     balancer.idle()
-    assert balancer.view.workers() == 2
+    eventually(lambda: balancer.view.workers() == 2, "the old ones' leases to be gone")
     counts = balancer.view.counts()
     assert max(counts.values()) - min(counts.values()) <= 1
     # What was the old one's is the new one's: a reload, and in the end the store.

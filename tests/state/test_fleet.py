@@ -20,10 +20,11 @@ import pytest
 from lb.model import PoolSettings
 from lb.settings import BackendSpec, PoolConfig
 from lb.state import decide
-from lb.state.fleet import from_config
+from lb.state.fleet import Fleet, from_config
 from lb.state.lease import LEASE
 from lb.state.link import STALL
 from lb.state.registry import Registry
+from lb.state.threads import ThreadRuntime
 from tests.state.pool import Pool
 from tests.state.servers import Server
 from tests.support.run import clean_env, eventually
@@ -139,6 +140,21 @@ def test_it_joins_and_leaves(start: Start, store_url: str, registry: Registry, p
     assert pool.in_flight() == dict(Counter(held))
     worker.do("stop")
     assert pool.in_flight() == {}
+    assert pool.client.zcard(pool.keys.workers) == 0
+
+
+def test_what_was_being_looked_after_is_not_opened_again(
+    store_url: str, registry: Registry, pool: Pool
+) -> None:
+    """Under threads its loop may be in the middle of its work when it leaves."""
+    declare(registry, *NAMES)
+    fleet = Fleet(store_url, {pool.keys.pool: PoolConfig()}, "w", ThreadRuntime())
+    fleet.start()
+    try:
+        assert pool.client.zcard(pool.keys.workers) == 1
+    finally:
+        fleet.stop()
+    fleet._open(registry, fleet.claims[pool.keys.pool])
     assert pool.client.zcard(pool.keys.workers) == 0
 
 
