@@ -148,8 +148,8 @@ class Master(Arbiter):  # type: ignore[misc]
                 super().reap_workers()
                 break
             except HaltServer as exc:
-                if staying <= self.WORKERS.keys():
-                    continue  # it had been given up before
+                if self.stopping or staying <= self.WORKERS.keys():
+                    continue  # everybody ends, or it had been given up before
                 if not self._waiting():
                     raise
                 self._give_up(f"do not start ({exc.reason})")

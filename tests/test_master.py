@@ -10,6 +10,7 @@ from gunicorn.config import Config
 from gunicorn.workers.base import Worker
 
 from lb import boot, master
+from tests.faults.gate import Gate
 from tests.support.clients import get
 from tests.support.processes import own_system
 from tests.support.run import alive, eventually
@@ -28,6 +29,21 @@ def test_a_worker_says_that_it_serves() -> None:
         assert 0 <= worker.tmp.last_update() - since < 60  # by the clock that the master compares it with
     finally:
         worker.tmp.close()
+
+
+def test_workers_that_never_start_end_it(tmp_path: Path) -> None:
+    """All of them fail at the same time; the store is stopped all the same."""
+    with own_system(tmp_path) as system:
+        gate = Gate(tmp_path)
+        gate.shut()
+        balancer = system.balancer(workers=4, options=gate.options, wait=False)
+        balancer.ended_badly = True
+        balancer.process.until(lambda: len(balancer.worker_pids) == 4, "the workers to be forked")
+        store = balancer.store_pid
+        gate.breaks()
+        gate.open()
+        assert balancer.process.wait() == 3
+        eventually(lambda: not alive(store), "the store to end")
 
 
 def test_one_worker_more_and_one_less(tmp_path: Path) -> None:
