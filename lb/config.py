@@ -24,6 +24,7 @@ from lb.config_table import CONFIG_ENV, struct_of
 from lb.errors import ConfigError
 from lb.model import backend_id
 from lb.settings import PoolConfig, Route, Settings
+from lb.state.keys import MAX_ZONES
 
 DEFAULT_FILE = "lb.toml"
 DEFAULT_POOL = "default"
@@ -270,6 +271,12 @@ class _Reader:
         pools = dict(settings.pools) or {DEFAULT_POOL: PoolConfig()}
         for name, pool in pools.items():
             self.pool(name, pool)
+            there = {spec.zone for spec in pool.backends if spec.zone}
+            if settings.zone and there and settings.zone not in there:
+                self.notes.append(
+                    f"no backend of pool {name!r} is in the zone {settings.zone!r} of this balancer"
+                    + did_you_mean(settings.zone, there)
+                )
         routes = settings.routes
         if not routes and DEFAULT_POOL not in pools and len(pools) == 1:
             routes = (Route(pool=next(iter(pools))),)
@@ -292,6 +299,8 @@ class _Reader:
             if (first := seen.setdefault(ident, index)) != index:
                 what = f"the id {ident!r} is already that of {self.place((*path, first))}"
                 self.problem((*path, index), f"{what}; give one of them another `id`, or remove it")
+        if len({spec.zone for spec in pool.backends if spec.zone}) > MAX_ZONES:
+            self.problem(path, f"the backends are in more than {MAX_ZONES} zones; use fewer")
         if not pool.backends:
             self.notes.append(f"pool {name!r} has no backends here; it answers 503 until some are added")
 

@@ -17,7 +17,7 @@ from lb.algorithms import names as algorithm_names
 from lb.config_sticky import check_cookie, check_cookie_path, check_secret
 from lb.config_table import BY_KEY
 from lb.model import check_url
-from lb.state.keys import POOL_NAME
+from lb.state.keys import POOL_NAME, check_zone
 
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?\Z")
 #: Ids stand in the keys of hashes, in URLs of the control API and on command lines.
@@ -336,6 +336,7 @@ _TEXT_CHECKS: Mapping[str, Callable[[str], str]] = {
     "control_token": check_token,
     "redis_url": check_redis_url,
     "runtime_dir": check_dir,
+    "zone": check_zone,
     "log.access": check_access_log,
     "decisions.header": check_own_field,
     "pools.NAME.algorithm": check_algorithm,
@@ -347,6 +348,7 @@ _TEXT_CHECKS: Mapping[str, Callable[[str], str]] = {
     "pools.NAME.tls.server_name": check_server_name,
     "pools.NAME.backends[].url": check_url,
     "pools.NAME.backends[].id": check_id,
+    "pools.NAME.backends[].zone": check_zone,
     "pools.NAME.health.path": check_path,
     "pools.NAME.health.status": check_status,
     "routes[].pool": check_pool_name,

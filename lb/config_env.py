@@ -17,7 +17,7 @@ from lb.config_table import BY_ENV, CONFIG_ENV, LEAVES
 OTHER_NAMES = frozenset({CONFIG_ENV})
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
-_BACKEND_OPTIONS = ("weight", "max_connections", "id", "backup")
+_BACKEND_OPTIONS = ("weight", "max_connections", "id", "backup", "zone")
 
 
 class EnvProblem(msgspec.Struct, frozen=True):
@@ -67,7 +67,9 @@ def parse_text(key: str, text: str) -> object:
 
 
 def parse_backends(text: str) -> list[dict[str, object]]:
-    """`URL[;weight=N][;max_connections=N][;id=ID][;backup=true]`, separated by commas. Raises ValueError."""
+    """`URL[;weight=N][;max_connections=N][;id=ID][;backup=true][;zone=ZONE]`, separated by commas. Raises
+    ValueError.
+    """
     backends = []
     for number, entry in enumerate((part.strip() for part in text.split(",")), start=1):
         if not entry:
@@ -91,7 +93,7 @@ def parse_backends(text: str) -> list[dict[str, object]]:
 
 
 def _option(what: str, name: str, value: str) -> object:
-    if name == "id":
+    if name in ("id", "zone"):
         return value
     if name == "backup":
         if value.lower() not in _TRUE | _FALSE:

@@ -76,6 +76,14 @@ POOL_ROWS: tuple[Setting, ...] = (
         DAY,
     ),
     Setting(
+        "pools.NAME.zone_threshold",
+        "LB_ZONE_THRESHOLD",
+        "share of the backends of a zone: while fewer are available, balancers of that zone use all zones",
+        "",
+        0,
+        1,
+    ),
+    Setting(
         "pools.NAME.sticky.cookie",
         "LB_STICKY_COOKIE",
         "the name of a cookie that keeps a client at its backend: docs/algorithms.md; empty: none",
@@ -109,8 +117,8 @@ POOL_ROWS: tuple[Setting, ...] = (
     Setting(
         "pools.NAME.backends",
         "LB_BACKENDS",
-        "the servers; in the environment `URL[;weight=N][;max_connections=N][;backup=true]`, separated by "
-        "commas, in place of those of the file",
+        "the servers; in the environment `URL[;weight=N][;max_connections=N][;backup=true][;zone=ZONE]`, "
+        "separated by commas, in place of those of the file",
     ),
     Setting(
         "pools.NAME.backends[].url", "", "`http://host:port`, `https://host:port` or `http+unix://%2Fpath`"
@@ -124,6 +132,7 @@ POOL_ROWS: tuple[Setting, ...] = (
     ),
     Setting("pools.NAME.backends[].id", "", "its name; empty: `host:port` of its URL"),
     Setting("pools.NAME.backends[].backup", "", "does it get requests only when the others cannot take them"),
+    Setting("pools.NAME.backends[].zone", "", "where it stands; empty: in no zone"),
     Setting("pools.NAME.timeouts.connect", "LB_CONNECT_TIMEOUT", "to connect to a backend", "s", 0.001, DAY),
     Setting(
         "pools.NAME.timeouts.response",

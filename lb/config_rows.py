@@ -43,6 +43,11 @@ TABLE: tuple[Setting, ...] = (
     ),
     Setting("workers", "LB_WORKERS", "worker processes; 0: one per core", high=1024),
     Setting(
+        "zone",
+        "LB_ZONE",
+        "where this balancer stands: backends of its zone are preferred (docs/algorithms.md); empty: none is",
+    ),
+    Setting(
         "graceful_timeout",
         "LB_GRACEFUL_TIMEOUT",
         "how long a worker that is asked to stop may finish what it serves",

@@ -19,7 +19,16 @@ Basis = Literal["shared", "worker"]
 """
 
 Reason = Literal[
-    "tried", "full", "down", "checking", "draining", "weight 0", "backup", "not named", "not eligible"
+    "tried",
+    "full",
+    "down",
+    "checking",
+    "draining",
+    "weight 0",
+    "backup",
+    "other zone",
+    "not named",
+    "not eligible",
 ]
 """Why a backend could not be taken. "not named": the algorithm drew, or hashed to, others. "not eligible":
 the shared state had taken it out, and the worker did not know yet why."""

@@ -27,7 +27,8 @@ class Backend(msgspec.Struct, frozen=True, omit_defaults=False):
     """One server of a pool, as kept in the shared state.
 
     `weight` 0…1000 (0: no new traffic); `max_connections` 0 means no cap; a `backup` serves when the
-    others cannot; `since` is the time of the last change of `health`, in seconds since the epoch.
+    others cannot; `since` is the time of the last change of `health`, in seconds since the epoch; `zone`:
+    where it stands, "" for nowhere in particular.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Backend(msgspec.Struct, frozen=True, omit_defaults=False):
     health: Health = "unknown"
     since: float = 0.0
     backup: bool = False
+    zone: str = ""
 
     @property
     def available(self) -> bool:
@@ -123,7 +125,8 @@ class PoolSettings(msgspec.Struct, frozen=True):
     `configured` is the algorithm that a configuration last asked for: one that was switched live stays until
     a configuration asks for another. `panic_threshold`: share of the backends, 0 to 1, below which health
     does not count (see `lb.algorithms.eligible`). `slow_start`: seconds in which a backend that begins to
-    serve gets up to its share; 0: it has it at once.
+    serve gets up to its share; 0: it has it at once. `zone_threshold`: share of the backends of a zone,
+    0 to 1, that must be available for its workers to keep to it.
     """
 
     algorithm: str = "round-robin"
@@ -135,6 +138,7 @@ class PoolSettings(msgspec.Struct, frozen=True):
     panic_threshold: float = 0.0
     slow_start: float = 0.0
     queue: QueuePolicy = QueuePolicy()
+    zone_threshold: float = 0.7
 
 
 class Snapshot(msgspec.Struct, frozen=True):

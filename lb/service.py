@@ -64,7 +64,9 @@ class Service:
         self.recorder = Recorder(settings.decisions, worker)
         self._untold = False
         self.reveal = reveal(settings.decisions)
-        self.fleet = Fleet(url, settings.pools, worker, runtime, self._on_update, self._on_beat)
+        self.fleet = Fleet(
+            url, settings.pools, worker, runtime, self._on_update, self._on_beat, settings.zone
+        )
         self.forwarders = {
             name: Forwarder(
                 name,

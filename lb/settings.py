@@ -22,6 +22,7 @@ class BackendSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_connections: int = 0
     id: str = ""
     backup: bool = False
+    zone: str = ""
 
 
 class RetrySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -129,7 +130,7 @@ class StickySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class PoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One `[pools.NAME]`. Timeouts, retries and the sticky cookie hold for this process; algorithm, backends,
-    health, hash, report, panic_threshold, slow_start and queue are published to the fleet.
+    health, hash, report, panic_threshold, slow_start, zone_threshold and queue are published to the fleet.
     """
 
     algorithm: str = "round-robin"
@@ -140,6 +141,7 @@ class PoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     panic_threshold: float = 0.0
     slow_start: float = 0.0
     queue: QueuePolicy = QueuePolicy()
+    zone_threshold: float = 0.7
     sticky: StickySettings = StickySettings()
     retry: RetrySettings = RetrySettings()
     timeouts: TimeoutSettings = TimeoutSettings()
@@ -198,7 +200,8 @@ PRIVATE_NETWORKS = (
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole configuration of one process. `redis_url` "" means the embedded store in `runtime_dir`;
-    `runtime_dir` "" means the user's own (see `lb.state.embedded`); `workers` 0 means one per core.
+    `runtime_dir` "" means the user's own (see `lb.state.embedded`); `workers` 0 means one per core; `zone` ""
+    means that backends of all zones are alike to it.
     """
 
     bind: str = "0.0.0.0:8000"
@@ -208,6 +211,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     redis_url: str = ""
     runtime_dir: str = ""
     workers: int = 0
+    zone: str = ""
     graceful_timeout: float = 30.0
     drain_delay: float = 0.0
     client: ClientSettings = ClientSettings()

@@ -1,10 +1,12 @@
 -- Gives connections back, then takes backends for new ones: a whole batch in one step.
 --
 -- KEYS  1 state   2 order   3 the worker's lease   4 a canary's order   5 queue
+--       then of each zone its order and that for a canary
 -- ARGV  1 epoch of the lease   2 number of claims m   3 number of releases k   4 "c" if the claims are a canary's,
---       who has an algorithm of its own for a share of them, else ""; where all claims have tickets of the queue, then
---       a tab, the worker, the size of the queue, how old a ticket may get (microseconds), and the numbers of the tickets with
---       spaces between, all with tabs between; a "-" before a number: who had it waits no more
+--       who has an algorithm of its own for a share of them, else ""; where there are zones, or tickets, then with tabs
+--       before each: from whose order they are served (a zone, or "": that of the whole pool), and all zones, joined
+--       by "\n"; where all claims have tickets of the queue, then the worker, the size of the queue, how old a ticket may get
+--       (microseconds), and the numbers of the tickets with spaces between; a "-" before a number: who had it waits no more
 --       then k pairs: backend id, connections given back (a number), or that number, the mean and the longest time
 --       to their answers in seconds, with spaces between, where somebody wants to know them
 --       then, for each of the LAST claims that say more, rule \t candidates \t excluded: ids joined by "\n";
@@ -21,14 +23,15 @@
 --       When no candidate may take it, it goes to who is next in the order.
 -- Returns { version, one entry per claim: backend id, or nil when no backend may take it }
 --       and the numbers of the tickets that found the queue full, with spaces between, if there are any
---       { -1 } and nothing done when the lease is not at this epoch (reaped, or opened anew)
+--       { -1 } and nothing done when the lease is not at this epoch (reaped, or opened anew), or the pool has other zones
 --
 -- Atomic because a claim takes the lowest backend and moves it back: two workers that did this in two
 -- steps would take the same one, and a cap would be exceeded. The count in the pool and the one
 -- in the lease change together, so that whoever reaps the lease gives back exactly what it took.
 --
 -- Commands in here do not grow with the batch: one ZRANGE, two HMGET, two HSET, one ZADD; more only when a cap was
--- reached, a removed backend was given back, a candidate was not free, or latencies or reports are asked for. A lease
+-- reached, a removed backend was given back, a candidate was not free, latencies or reports are asked for, or there are
+-- other orders (a canary's, those of zones), which follow. A lease
 -- keeps fields that reached 0: deleting them would be one more command in every call, and there are at
 -- most as many as the pool has backends. While somebody waits in the queue, a claim without a ticket gets nil, save
 -- a retry, and there are some commands more.
@@ -39,13 +42,9 @@
 -- What an answer may cost at most that nobody has seen yet: a newcomer gets one request, not all of them.
 local UNSEEN = 1e6
 
-local state, order, lease, other = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local prefix, other_prefix, half, line = '_', '_c', ARGV[4], nil
-if #half > 1 then half, line = string.match(half, '^(c?)\t(.*)$') end
--- A canary may have ended since its worker last heard of the pool.
-if half == 'c' and call('HEXISTS', state, '_ca') == 1 then
-  order, other, prefix, other_prefix = other, order, other_prefix, prefix
-end
+local state, lease = KEYS[1], KEYS[3]
+local order, prefix, canary, zone, zones, line = served_from(state, ARGV[4])
+local orders = zones ~= '' and orders_of(KEYS[2], KEYS[4], zones, 6)
 local claims, releases = tonumber(ARGV[2]), tonumber(ARGV[3])
 local first_spec = 5 + 2 * releases
 local plain = claims - (#ARGV - first_spec + 1)
@@ -54,6 +53,10 @@ local plain = claims - (#ARGV - first_spec + 1)
 local ids, index, total, known = {}, {}, 0, 0
 local inflight, requests, weight, cap, saved, mine, report, latency, slow = {}, {}, {}, {}, {}, {}, {}, {}, {}
 local score, changed, moved, full, filled, slower = {}, {}, {}, {}, {}, {}
+-- Where each is at home, the score with which it left the order there, and is that a new one?
+local home, kept, left_home = {}, {}, {}
+-- The scores with which backends have left the order that serves.
+local left = canary and {} or zone == '' and saved or kept
 
 local function number(id)
   local n = index[id]
@@ -122,14 +125,18 @@ local function rank(most)
 end
 if claims > ruled then rank(claims - ruled + names) end
 
-local seen, version, least, weighted, reported, turns, floor, last, everything, now, other_kind, ramping, ramped, waiting
+local seen, version, least, weighted, reported, turns, floor, last, everything, now, own_kind, other_kind, ramping, ramped
+local waiting
+-- Connections under way at those who stand in the order of this zone, and by how many all zones' have changed.
+local nearby, shifts = 0, {}
 
--- Reads what is not known yet of the backends that have a number. False: the lease is another one.
+-- Reads what is not known yet of the backends that have a number. False: the lease, or the zones, are others.
 local function read_on()
   local first, fields, own = known + 1, {}, {}
   if known == 0 then
-    fields = { '_v', prefix .. 'a', prefix .. 'q', prefix .. 'f', prefix .. 'l', '_t', other_prefix .. 'a',
-      prefix .. 'u', '_w' }
+    fields = { '_v', canary and '_ca' or '_a', prefix .. 'q', prefix .. 'f', prefix .. 'l', '_t',
+      canary and '_a' or '_ca', prefix .. 'u', '_z', '_w' }
+    if zone ~= '' then fields[11] = '_o:' .. zone .. ':t' end
     own = { '_' }
   end
   local skip, skip_own = #fields, #own
@@ -140,11 +147,13 @@ local function read_on()
   if known == 0 and held[1] ~= ARGV[1] then return false end
   seen = many('HMGET', state, fields)
   if known == 0 then
+    if (seen[9] or '') ~= zones then return false end
+    nearby = tonumber(seen[11]) or 0
     version = tonumber(seen[1]) or 0
-    least, weighted, reported = rules(seen[2])
-    other_kind = seen[7]
+    own_kind, other_kind = seen[2], seen[7]
+    least, weighted, reported = rules(own_kind)
     turns, floor, last = tonumber(seen[3]) or 0, tonumber(seen[4]) or 0, seen[5] or ''
-    everything, waiting = tonumber(seen[6]) or 0, seen[9]
+    everything, waiting = tonumber(seen[6]) or 0, seen[10]
     if timed or reported or seen[8] then now = seconds() end
     -- Is anybody in a slow start, or was since the order was last used?
     ramping = seen[8] and now < tonumber(seen[8])
@@ -159,11 +168,15 @@ local function read_on()
     end
     mine[n] = tonumber(held[skip_own + n - known]) or 0
   end
-  for prefix, into in pairs({ _e = timed and latency or nil, _s = reported and report or nil, _u = ramping and slow or nil }) do
+  for prefix, into in pairs({ _e = timed and latency or nil, _s = reported and report or nil, _u = ramping and slow or nil,
+    _z = zones ~= '' and home or nil }) do
     local more = {}
     for n = first, total do more[n - known] = prefix .. ids[n] end
     local found = many('HMGET', state, more)
     for n = first, total do into[n] = found[n - known] end
+  end
+  if zones ~= '' then
+    for n = first, total do home[n], kept[n] = home_of(home[n]) end
   end
   known = total
   return true
@@ -182,6 +195,11 @@ end
 local function load_of(n, per_weight)
   local load = inflight[n] / (per_weight and weight[n] or 1)
   return ramping and load / ramp(slow[n], now) or load
+end
+
+-- Is it one of those who stand in the order, or will when they are free again?
+local function belongs(n)
+  return weight[n] > 0 and (zone == '' or home[n] == zone)
 end
 
 -- What is picked or moved by a release stands in a heap beside the queue of candidates: the queue comes
@@ -246,6 +264,11 @@ local function observe(n)
   slower[n] = true
 end
 
+local function shift(n, more)
+  if home[n] == zone then nearby = nearby + more end
+  shifts[home[n]] = (shifts[home[n]] or 0) + more
+end
+
 -- Releases. A backend that is `moved` is not where the queue says any more.
 for j = 1, #given do
   local n = given[j]
@@ -256,17 +279,18 @@ for j = 1, #given do
     changed[n] = true
     mine[n] = mine[n] - back
     local count = inflight[n]
-    local left = count > back and count - back or 0
+    local still = count > back and count - back or 0
     filled[n] = cap[n] > 0 and count >= cap[n]
-    inflight[n] = left
-    everything = everything - (count - left)
-    if weight[n] > 0 and (cap[n] == 0 or left < cap[n]) then
+    inflight[n] = still
+    everything = everything - (count - still)
+    if orders then shift(n, still - count) end
+    if weight[n] > 0 and (not orders or belongs(n)) and (cap[n] == 0 or still < cap[n]) then
       if least then
         turns = turns + 1
         score[n] = load_of(n, weighted) + turns * STEP
         moved[n] = true
       elseif filled[n] then
-        score[n] = entry(state, prefix, weighted, weight[n], floor, last, ids[n], saved[n])
+        score[n] = entry(state, prefix, weighted, weight[n], floor, last, ids[n], left[n] or NEVER)
         moved[n] = true
       end
     end
@@ -295,6 +319,7 @@ end
 local function count_pick(n)
   inflight[n], requests[n], mine[n] = inflight[n] + 1, requests[n] + 1, mine[n] + 1
   everything = everything + 1
+  if orders then shift(n, 1) end
   changed[n] = true
 end
 
@@ -328,7 +353,8 @@ local function best_of(claim)
     local n = list[j]
     if free(n) then
       if bound then
-        if inflight[n] < math.ceil(bound * weight[n] * (everything + 1)) then return n end
+        local among = zone == '' and everything or nearby
+        if inflight[n] < math.ceil(bound * weight[n] * (among + 1)) then return n end
       else
         local load
         if kind == 't' then
@@ -368,12 +394,12 @@ for claim = plain + 1, claims do
     if n then
       count_pick(n)
       answer[claim + 1] = ids[n]
-      if least and weight[n] > 0 then
+      if least and belongs(n) then
         turns = turns + 1
         score[n] = load_of(n, weighted) + turns * STEP
         moved[n] = true
       end
-      if weight[n] > 0 and cap[n] > 0 and inflight[n] >= cap[n] then full[n], moved[n] = true, true end
+      if belongs(n) and cap[n] > 0 and inflight[n] >= cap[n] then full[n], moved[n] = true, true end
     else
       late = late + 1
       answer[claim + 1] = false
@@ -430,7 +456,7 @@ for claim = 1, claims do
         score[n] = score[n] + step(n)
       end
       if cap[n] > 0 and inflight[n] >= cap[n] then
-        full[n], saved[n] = true, score[n]
+        full[n], left[n] = true, score[n]
         if again then drop() end
       elseif again then
         arrivals = arrivals + 1
@@ -456,32 +482,60 @@ if ruled > 0 and not least then
   local scores = many('ZMSCORE', order, unread)
   for j = 1, #unread do score[index[unread[j]]] = tonumber(scores[j]) end
   for n = 1, total do
-    if full[n] then saved[n] = score[n] or saved[n] end
+    if full[n] then left[n] = score[n] or left[n] end
   end
 end
 
--- The other order follows: loads have changed, and who is full or free again.
-if other_kind and next(changed) then
-  local by_load, per_weight = rules(other_kind)
-  local head = call('HMGET', state, other_prefix .. 'q', other_prefix .. 'f', other_prefix .. 'l')
-  local steps, from, whom, puts, goes = tonumber(head[1]) or 0, tonumber(head[2]) or 0, head[3] or '', {}, {}
+-- The other orders follow: loads have changed, and who is full or free again.
+local overdue = {}
+local function follow(one, kind)
+  local by_load, per_weight = rules(kind)
+  local comes, goes, puts, memory = {}, {}, {}, nil
+  if not one.canary then memory = one.zone == '' and saved or kept end
   for n = 1, total do
-    if changed[n] and weight[n] > 0 then
-      local enters
+    if changed[n] and weight[n] > 0 and (one.zone == '' or home[n] == one.zone) then
       if cap[n] > 0 and inflight[n] >= cap[n] then
         goes[#goes + 1] = ids[n]
-      elseif by_load then
-        steps = steps + 1
-        enters = load_of(n, per_weight) + steps * STEP
-      elseif filled[n] then
-        enters = entry(state, other_prefix, per_weight, weight[n], from, whom, ids[n], NEVER)
+      elseif by_load or filled[n] then
+        comes[#comes + 1] = n
       end
-      if enters then puts[#puts + 1], puts[#puts + 2] = enters, ids[n] end
     end
   end
-  if by_load then call('HSET', state, other_prefix .. 'q', steps) end
-  many('ZADD', other, puts, 2)
-  many('ZREM', other, goes)
+  if #comes > 0 then
+    local head = call('HMGET', state, one.prefix .. 'q', one.prefix .. 'f', one.prefix .. 'l')
+    local steps, from, whom = tonumber(head[1]) or 0, tonumber(head[2]) or 0, head[3] or ''
+    for j = 1, #comes do
+      local n, enters = comes[j], nil
+      if by_load then
+        steps = steps + 1
+        enters = load_of(n, per_weight) + steps * STEP
+      else
+        enters = entry(state, one.prefix, per_weight, weight[n], from, whom, ids[n], memory and memory[n] or NEVER)
+      end
+      puts[2 * j - 1], puts[2 * j] = enters, ids[n]
+    end
+    if by_load then
+      call('HSET', state, one.prefix .. 'q', steps)
+      if steps >= STEPS then overdue[#overdue + 1] = { one.key, one.prefix, per_weight } end
+    end
+    many('ZADD', one.key, puts, 2)
+  end
+  if #goes > 0 then
+    local scores = memory and not by_load and many('ZMSCORE', one.key, goes) or {}
+    for j = 1, #goes do
+      local n = index[goes[j]]
+      if scores[j] then memory[n], left_home[n] = tonumber(scores[j]), one.zone ~= '' or left_home[n] end
+    end
+    many('ZREM', one.key, goes)
+  end
+end
+if (orders or other_kind) and next(changed) then
+  orders = orders or orders_of(KEYS[2], KEYS[4], zones, 6)
+  for j = 1, #orders do
+    local one = orders[j]
+    local kind = canary == (one.canary or false) and own_kind or other_kind
+    if kind and one.prefix ~= prefix then follow(one, kind) end
+  end
 end
 
 -- What changed, in one command per key.
@@ -500,6 +554,10 @@ for n = 1, total do
     else
       local at = #sets
       sets[at + 1], sets[at + 2] = id, pack(RECORD, inflight[n], requests[n], weight[n], cap[n], saved[n])
+    end
+    if left_home[n] or (full[n] and left == kept) then
+      local at = #sets
+      sets[at + 1], sets[at + 2] = '_z' .. id, pack(HOME, kept[n]) .. home[n]
     end
     if full[n] then
       leave[#leave + 1] = id
@@ -528,33 +586,43 @@ many('ZADD', order, adds, 2)
 many('ZREM', order, leave)
 many('HDEL', state, gone)
 many('HDEL', lease, unheld)
+for name, more in pairs(shifts) do
+  -- Nobody serves a zone that is "" or begins with "-".
+  if more ~= 0 and string.find(name, '^%w') then call('HINCRBY', state, '_o:' .. name .. ':t', more) end
+end
 
 -- Numbers the order anew, keeping its sequence, before ties or deadlines outgrow a double: once in
 -- millions of picks, so that its cost, which is that of all members, does not count.
 --
 -- Also when the last slow start is over: who has seen no release since stands where its share of then put it.
 if ramped then call('HDEL', state, prefix .. 'u') end
-if least and (turns >= STEPS or ramped) then
-  local ranked = call('ZRANGE', order, 0, -1)
+if least and (turns >= STEPS or ramped) then overdue[#overdue + 1] = { order, prefix, weighted } end
+for _, one in ipairs(overdue) do
+  local ranked = call('ZRANGE', one[1], 0, -1)
   seen = many('HMGET', state, ranked)
   adds = {}
   for j = 1, #ranked do
     local load, _, per = unpack_record(RECORD, seen[j])
-    adds[2 * j - 1], adds[2 * j] = load / (weighted and per or 1) + j * STEP, ranked[j]
+    adds[2 * j - 1], adds[2 * j] = load / (one[3] and per or 1) + j * STEP, ranked[j]
   end
-  call('HSET', state, prefix .. 'q', #ranked)
-  many('ZADD', order, adds, 2)
-elseif weighted and not least and floor >= CYCLES then
+  call('HSET', state, one[2] .. 'q', #ranked)
+  many('ZADD', one[1], adds, 2)
+end
+if weighted and not least and floor >= CYCLES then
   local back = math.floor(floor)
   local ranked = call('ZRANGE', order, 0, -1, 'WITHSCORES')
   adds, sets = {}, { prefix .. 'f', floor - back }
   for j = 1, #ranked, 2 do adds[j], adds[j + 1] = ranked[j + 1] - back, ranked[j] end
   seen = call('HGETALL', state)
-  for j = 1, prefix == '_' and #seen or 0, 2 do
-    if string.sub(seen[j], 1, 1) ~= '_' then
-      local count, ever, per, most, left = unpack_record(RECORD, seen[j + 1])
-      if left ~= NEVER then
-        sets[#sets + 1], sets[#sets + 2] = seen[j], pack(RECORD, count, ever, per, most, left - back)
+  for j = 1, canary and 0 or #seen, 2 do
+    local field, value = seen[j], seen[j + 1]
+    if zone == '' and string.sub(field, 1, 1) ~= '_' then
+      local count, ever, per, most, at = unpack_record(RECORD, value)
+      if at ~= NEVER then sets[#sets + 1], sets[#sets + 2] = field, pack(RECORD, count, ever, per, most, at - back) end
+    elseif zone ~= '' and string.find(field, '^_z.') and string.gsub(string.sub(value, NAME), '^-', '') == zone then
+      local at = unpack_record(HOME, value)
+      if at ~= NEVER then
+        sets[#sets + 1], sets[#sets + 2] = field, pack(HOME, at - back) .. string.sub(value, NAME)
       end
     end
   end
@@ -568,7 +636,7 @@ if waiting or line then
     if answer[claim + 1] then served[#served + 1] = ticket end
   end
   many('ZREM', KEYS[5], served)
-  if line or #given > 0 then call_up(state, order, KEYS[5]) end
+  if line or #given > 0 then call_up(state, KEYS[2], KEYS[5]) end
   if #refused > 0 then answer[claims + 2] = table.concat(refused, ' ') end
 end
 return answer

@@ -21,17 +21,17 @@ local function claim(KEYS, ARGV)
 -- @include claim
 end
 
-local names, front, epoch, releases, half = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[5]), ARGV[6]
+local names, front, epoch, releases, says = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[5]), ARGV[6]
 
 if releases > 0 then
-  local given = { epoch, 0, releases, half }
+  local given = { epoch, 0, releases, says }
   for j = 7, 6 + 2 * releases do given[#given + 1] = ARGV[j] end
   local answer = claim(KEYS, given)
   if answer[1] == -1 then return answer end
 end
 
-local state, order, prefix = KEYS[1], KEYS[2], '_'
-if half == 'c' and call('HEXISTS', state, '_ca') == 1 then order, prefix = KEYS[4], '_c' end
+local state = KEYS[1]
+local order, prefix, canary = served_from(state, says)
 local ids, told = {}, {}
 local function tell_of(id)
   if not told[id] then ids[#ids + 1], told[id] = id, true end
@@ -45,7 +45,7 @@ local function text(value)
   return value and string.format('%.17g', value) or ''
 end
 
-local head = call('HMGET', state, prefix .. 'a', '_t')
+local head = call('HMGET', state, canary and '_ca' or '_a', '_t')
 local seen, now = { head[1] or 'turns', tonumber(head[2]) or 0 }, seconds()
 local fields = {}
 for _, field in ipairs({ '', '_e', '_s', '_u' }) do
@@ -66,7 +66,7 @@ for j, id in ipairs(ids) do
   end
 end
 
-local answer = claim(KEYS, { epoch, 1, 0, half, ARGV[7 + 2 * releases] })
+local answer = claim(KEYS, { epoch, 1, 0, says, ARGV[7 + 2 * releases] })
 if answer[1] == -1 then return answer end
 for j, value in ipairs(seen) do answer[j + 2] = value end
 return answer

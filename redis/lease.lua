@@ -1,10 +1,11 @@
 -- Makes a worker's lease hold exactly what the worker says it holds, under a new epoch; or closes it.
 --
 -- KEYS  1 state   2 order   3 workers   4 the worker's lease   5 a canary's order   6 queue
--- ARGV  1 worker   2 the new epoch, "" to give everything back and close the lease
+--       then of each zone its order and that for a canary
+-- ARGV  1 worker   2 the new epoch, "" to give everything back and close the lease   3 the zones, joined by "\n"
 --       then pairs: backend id, connections the worker holds
 -- All tickets of the worker leave the queue.
--- Returns the version of the pool
+-- Returns the version of the pool, or -2 when it has other zones (nothing done)
 --
 -- Atomic because the counts of the pool change by the difference between two states of the lease: read and
 -- written in two steps, a claim or a reaper in between would be counted twice or never.
@@ -15,12 +16,13 @@
 local state, order, workers, lease = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local worker, epoch = ARGV[1], ARGV[2]
 
+if (call('HGET', state, '_z') or '') ~= ARGV[3] then return -2 end
 local delta, fields = {}, { '_', epoch }
 local held = call('HGETALL', lease)
 for j = 1, #held, 2 do
   if held[j] ~= '_' then delta[held[j]] = -(tonumber(held[j + 1]) or 0) end
 end
-for j = 3, #ARGV, 2 do
+for j = 4, #ARGV, 2 do
   local id, connections = ARGV[j], tonumber(ARGV[j + 1])
   if connections > 0 then
     delta[id] = (delta[id] or 0) + connections
@@ -30,7 +32,7 @@ end
 for id, difference in pairs(delta) do
   if difference == 0 then delta[id] = nil end
 end
-count(state, { order, KEYS[5] }, delta)
+count(state, orders_of(order, KEYS[5], ARGV[3], 7), delta)
 -- Who still waits asks again: tickets may have been given up while nobody could say so.
 if call('HEXISTS', state, '_w') == 1 then
   drop_tickets(KEYS[6], worker)

@@ -11,6 +11,10 @@
 --   _t     connections under way at all backends of the pool
 --   <id>   five doubles, little-endian (see RECORD): one field instead of five halves what a claim costs
 --   _c...  while a second algorithm gets a share of the claims (a canary), its own _a, _f, _l, _q and _p
+--   _z     the zones that backends of the pool are in, joined by "\n"; there is none where none is
+--   _z<id> where it stands among the zones (see HOME), if it is in one
+--   _o:<zone>:...   of the order of a zone, its own f, l, q, p and u; and t: connections under way at who stands in it
+--   _oc:<zone>:...  the same of the zone's order for a canary, but t
 --   _s<id> what the backend has reported (see REPORT), if it has
 --   _e<id> how long it takes to answer (see LATENCY), if somebody measures it
 --   _u     until when any backend is in its slow start; _cu: the same, for the order of a canary. Gone when it is over
@@ -19,7 +23,8 @@
 --   _b     when the pool last began to serve, after nobody was eligible
 --
 -- A backend stands in the order exactly when its weight is > 0 and its cap is 0 or above its in-flight. That holds
--- for the order of a canary, too.
+-- for the order of a canary, too; and for those of a zone when the backend is at home there besides. An order says
+-- only who is next: connections, caps and reports are one truth over all of them.
 
 local call, tonumber, pack, unpack_record = redis.call, tonumber, struct.pack, struct.unpack
 
@@ -35,6 +40,9 @@ local LATENCY = '<dd'
 local DECAY = 10
 -- Slow start: from when, until when, in seconds since the epoch
 local RAMP = '<dd'
+-- The score with which a backend left the order of its zone (NEVER: it has not), then the zone's name, after a "-"
+-- while the backend does not serve it (it is down, say, or a backup).
+local HOME, NAME = '<d', 9
 local GONE, NEVER = -1, -1
 -- The share of its weight with which a slow start begins.
 local SLOWEST = 0.1
@@ -55,6 +63,44 @@ local GOLDEN = (5 ^ 0.5 - 1) / 2
 local function rules(kind)
   local reported = kind == 'reported-turns'
   return kind == 'load' or kind == 'weighted-load', reported or kind == 'weighted-turns' or kind == 'weighted-load', reported
+end
+
+-- The orders of a pool: that of all its backends, a canary's, and both of each of its zones. `zones`: as `_z` has
+-- them; `first`: where in KEYS those of the zones begin, two for each.
+local function orders_of(order, canary, zones, first)
+  local orders = {
+    { key = order, prefix = '_', zone = '' },
+    { key = canary, prefix = '_c', zone = '', canary = true },
+  }
+  for zone in string.gmatch(zones, '[^\n]+') do
+    orders[#orders + 1] = { key = KEYS[first], prefix = '_o:' .. zone .. ':', zone = zone }
+    orders[#orders + 1] = { key = KEYS[first + 1], prefix = '_oc:' .. zone .. ':', zone = zone, canary = true }
+    first = first + 2
+  end
+  return orders
+end
+
+-- What the fourth argument of `claim` says: the order that claims are served from, the prefix of its fields, is it a
+-- canary's, the zone it is of, all zones, and what it says of tickets, nil when it says nothing of them.
+local function served_from(state, says)
+  local half, zone, zones, line = says, '', '', nil
+  if #says > 1 then half, zone, zones, line = string.match(says, '^(c?)\t([^\t]*)\t([^\t]*)\t?(.*)$') end
+  if line == '' then line = nil end
+  -- A canary may have ended since its worker last heard of the pool.
+  local canary = half == 'c' and call('HEXISTS', state, '_ca') == 1
+  local order, prefix = KEYS[canary and 4 or 2], canary and '_c' or '_'
+  if zone ~= '' then
+    for _, one in ipairs(orders_of(KEYS[2], KEYS[4], zones, 6)) do
+      if one.zone == zone and (one.canary or false) == canary then order, prefix = one.key, one.prefix end
+    end
+  end
+  return order, prefix, canary, zone, zones, line
+end
+
+-- Where among the zones a backend is at home, and the score with which it left the order there.
+local function home_of(field)
+  if not field then return '', NEVER end
+  return string.sub(field, NAME), (unpack_record(HOME, field))
 end
 
 local function seconds()
@@ -103,8 +149,8 @@ local function comes_after(one, other)
   return #one > #other
 end
 
--- The score with which a backend enters an order of turns; `prefix` is that of the order's fields, "_" or "_c". One that was away neither catches up in a
--- burst nor gets a second turn for coming back at once.
+-- The score with which a backend enters an order of turns; `prefix` is that of the order's fields. One that was away
+-- neither catches up in a burst nor gets a second turn for coming back at once.
 --
 -- Round robin goes through the names in every round: whose name has been passed waits for the next one, so
 -- that all rounds keep one sequence and counts differ by at most one from whenever they are counted.

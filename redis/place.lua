@@ -1,16 +1,20 @@
--- Moving any number of backends in the order, for the rare scripts: `claim` does it within its batch.
+-- Moving any number of backends in the orders, for the rare scripts: `claim` does it within its batch.
 
 -- @include order
 
--- Puts backends where they belong now in one of the orders, `prefix` "_" or "_c", and notes in their records the
--- score with which they left the main one. See `place`.
-local function place_in(state, order, prefix, ids, records, old)
-  local head = call('HMGET', state, prefix .. 'a', prefix .. 'f', prefix .. 'q', prefix .. 'l', prefix .. 'u')
-  if not head[1] and prefix ~= '_' then return end
-  local least, weighted = rules(head[1])
-  local floor, turns = tonumber(head[2]) or 0, tonumber(head[3]) or 0
-  local scores, adds, leave = many('ZMSCORE', order, ids), {}, {}
-  local now, ramps = head[5] and seconds(), {}
+-- A record here is { in flight, requests, weight, cap, score it left the main order with, home (see `home_of`), score it
+-- left the order of its zone with }, and under `held` and `home` what the first and the sixth were when it was read.
+
+-- Puts backends where they belong now in one of the orders, and notes in their records the score with which they left
+-- it, if it is no canary's. See `place`.
+local function place_in(state, order, kind, ids, records, old)
+  local prefix, zone = order.prefix, order.zone
+  local head = call('HMGET', state, prefix .. 'f', prefix .. 'q', prefix .. 'l', prefix .. 'u')
+  local least, weighted = rules(kind)
+  local floor, turns, last = tonumber(head[1]) or 0, tonumber(head[2]) or 0, head[3] or ''
+  local left = zone == '' and 5 or 7
+  local scores, adds, leave = many('ZMSCORE', order.key, ids), {}, {}
+  local now, ramps = head[4] and seconds(), {}
   if now and least then
     for j = 1, #ids do ramps[j] = '_u' .. ids[j] end
     ramps = many('HMGET', state, ramps)
@@ -18,60 +22,77 @@ local function place_in(state, order, prefix, ids, records, old)
   for j = 1, #ids do
     local id, score, new = ids[j], tonumber(scores[j]), nil
     local record = records[id]
-    local inflight, weight, cap = record[1], record[3], record[4]
-    if weight <= 0 or (cap > 0 and inflight >= cap) then
+    local inflight, weight, cap, home = record[1], record[3], record[4], record[6]
+    if weight <= 0 or (zone ~= '' and home ~= zone) or (cap > 0 and inflight >= cap) then
       if score then
         leave[#leave + 1] = id
-        if prefix == '_' then record[5] = score end
+        -- Who goes to another zone takes nothing along from this one.
+        if not order.canary and (zone == '' or home == zone or home == '-' .. zone) then record[left] = score end
       end
     elseif least then
       turns = turns + 1
       new = inflight / ((weighted and weight or 1) * ramp(ramps[j], now)) + turns * STEP
     elseif not score then
-      local saved = prefix == '_' and record[5] or NEVER
-      new = entry(state, prefix, weighted, weight, floor, head[4] or '', id, saved)
+      new = entry(state, prefix, weighted, weight, floor, last, id, order.canary and NEVER or record[left])
     elseif weighted and old and (old[id] or 0) > 0 and old[id] ~= weight and score > floor then
       -- What is left of its step shrinks or grows with the weight, so a new weight acts at once.
       new = floor + (score - floor) * old[id] / weight
     end
     if new then adds[#adds + 1], adds[#adds + 2] = new, id end
   end
-  if least then call('HSET', state, prefix .. 'q', turns) end
-  many('ZREM', order, leave)
-  many('ZADD', order, adds, 2)
+  if least and #adds > 0 then call('HSET', state, prefix .. 'q', turns) end
+  many('ZREM', order.key, leave)
+  many('ZADD', order.key, adds, 2)
 end
 
--- Writes records (id -> { in flight, requests, weight, cap, saved score }) and puts their backends where they
--- belong now. `orders`: the main one and a canary's. `old`: id -> the weight it had, where that may have changed.
+-- Writes records, by id, and puts their backends where they belong now in all orders (see `orders_of`). `old`: id ->
+-- the weight it had, where that may have changed.
 local function place(state, orders, records, old)
-  local ids, sets, gone = {}, {}, {}
+  local ids, sets, gone, under_way = {}, {}, {}, {}
   for id in pairs(records) do ids[#ids + 1] = id end
   if #ids == 0 then return end
   table.sort(ids) -- pairs() has no order, and newcomers get their place by it
-  place_in(state, orders[1], '_', ids, records, old)
-  place_in(state, orders[2], '_c', ids, records, old)
+  local kinds = call('HMGET', state, '_a', '_ca')
+  for _, order in ipairs(orders) do
+    local kind = kinds[order.canary and 2 or 1]
+    if kind or not order.canary then place_in(state, order, kind, ids, records, old) end
+  end
   for j = 1, #ids do
     local id, record = ids[j], records[ids[j]]
+    under_way[record.home] = (under_way[record.home] or 0) - record.held
+    under_way[record[6]] = (under_way[record[6]] or 0) + record[1]
     if record[3] == GONE and record[1] == 0 then
       for _, prefix in ipairs({ '', '_e', '_s', '_u' }) do gone[#gone + 1] = prefix .. id end
     else
-      sets[#sets + 1], sets[#sets + 2] = id, pack(RECORD, unpack(record))
+      sets[#sets + 1], sets[#sets + 2] = id, pack(RECORD, unpack(record, 1, 5))
+    end
+    if record[6] ~= '' then
+      sets[#sets + 1], sets[#sets + 2] = '_z' .. id, pack(HOME, record[7]) .. record[6]
+    elseif record.home ~= '' then
+      gone[#gone + 1] = '_z' .. id
     end
   end
   many('HSET', state, sets, 2)
   many('HDEL', state, gone)
+  for _, order in ipairs(orders) do
+    local more = order.zone ~= '' and not order.canary and under_way[order.zone] or 0
+    if more ~= 0 then call('HINCRBY', state, order.prefix .. 't', more) end
+  end
 end
 
--- The records of backends (id -> record); one that is unknown is GONE with nothing in flight.
-local function read(state, ids)
-  local seen, records = many('HMGET', state, ids), {}
+-- The records of backends, by id; one that is unknown is GONE with nothing in flight. `zoned`: may they be in zones?
+local function read(state, ids, zoned)
+  local seen, homes, records = many('HMGET', state, ids), {}, {}
+  if zoned then
+    for j = 1, #ids do homes[j] = '_z' .. ids[j] end
+    homes = many('HMGET', state, homes)
+  end
   for j = 1, #ids do
-    if seen[j] then
-      local inflight, requests, weight, cap, saved = unpack_record(RECORD, seen[j])
-      records[ids[j]] = { inflight, requests, weight, cap, saved }
-    else
-      records[ids[j]] = { 0, 0, GONE, 0, NEVER }
-    end
+    local home, kept = home_of(homes[j])
+    local record = { 0, 0, GONE, 0, NEVER }
+    if seen[j] then record = { unpack_record(RECORD, seen[j]) } end
+    record[6], record[7], record.home, record.held = home, kept, home, record[1]
+    records[ids[j]] = record
   end
   return records
 end
@@ -82,7 +103,7 @@ end
 local function count(state, orders, delta)
   local ids = {}
   for id in pairs(delta) do ids[#ids + 1] = id end
-  local records = read(state, ids)
+  local records = read(state, ids, #orders > 2)
   local more = 0
   for id, record in pairs(records) do
     local left = math.max(0, record[1] + delta[id])

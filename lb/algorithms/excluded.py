@@ -8,13 +8,17 @@ from typing import Literal
 from lb.algorithms.eligible import Eligible
 from lb.model import Backend, Snapshot
 
-Why = Literal["down", "checking", "draining", "weight 0", "backup"]
+Why = Literal["down", "checking", "draining", "weight 0", "backup", "other zone"]
 
 
-def excluded(snapshot: Snapshot, found: Eligible) -> Mapping[str, Why]:
-    """Backend → why it is not eligible, by name; `found` is `eligible(snapshot)`. O(number of backends)."""
+def excluded(snapshot: Snapshot, found: Eligible, near: Snapshot | None = None) -> Mapping[str, Why]:
+    """Backend → why it is not eligible, by name; `found` is `eligible(snapshot)`, or of `near`, what a worker
+    that keeps to its zone sees of it. O(number of backends).
+    """
     return {
-        name: _why(backend) for name, backend in sorted(snapshot.backends.items()) if name not in found.names
+        name: _why(backend) if near is None or name in near.backends else "other zone"
+        for name, backend in sorted(snapshot.backends.items())
+        if name not in found.names
     }
 
 

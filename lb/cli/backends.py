@@ -17,6 +17,7 @@ from lb.errors import LbError
 from lb.model import MAX_WEIGHT, Backend, Health, Snapshot, backend_id, check_url
 from lb.state import decide
 from lb.state.decide import NOTHING, Change
+from lb.state.keys import check_zone
 from lb.state.registry import Registry
 
 MAX_CONNECTIONS = 1_000_000
@@ -36,8 +37,11 @@ class AlreadyThere(LbError):
     """Another backend has that name."""
 
 
+_CHECKS = {"url": check_url, "id": check_id, "zone": check_zone}
+
+
 class Checked(click.ParamType[str]):
-    """A URL or an id; a bad one is a usage error."""
+    """A URL, an id or a zone; a bad one is a usage error."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -45,7 +49,7 @@ class Checked(click.ParamType[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The value in its normal form."""
         try:
-            return check_url(str(value)) if self.name == "url" else check_id(str(value))
+            return _CHECKS[self.name](str(value))
         except ValueError as exc:
             self.fail(mask(str(exc)), param, ctx)
 
@@ -86,10 +90,11 @@ def list_(pool: str | None, as_json: bool) -> None:
     "--id", "name", type=Checked("id"), default="", help="Its name. [default: host:port of the URL]"
 )
 @click.option("--backup", is_flag=True, help="It gets requests only when the others cannot take them.")
+@click.option("--zone", type=Checked("zone"), default="", help="Where it stands. [default: in no zone]")
 @pool_option
-def add(url: str, weight: int, max_connections: int, name: str, backup: bool, pool: str) -> None:
+def add(url: str, weight: int, max_connections: int, name: str, backup: bool, zone: str, pool: str) -> None:
     """Add the backend at URL. When a health daemon runs it gets traffic after its first successful probe."""
-    backend = Backend(name or backend_id(url), url, weight, max_connections, backup=backup)
+    backend = Backend(name or backend_id(url), url, weight, max_connections, backup=backup, zone=zone)
 
     def decider(snapshot: Snapshot) -> Change:
         known = snapshot.backends.get(backend.id)
@@ -219,7 +224,7 @@ def report(
 
 
 def _settings(backend: Backend) -> str:
-    kind = ", backup" if backend.backup else ""
+    kind = (", backup" if backend.backup else "") + (f", zone {backend.zone}" if backend.zone else "")
     return f"{backend.url}, weight {backend.weight}, max_connections {backend.max_connections}{kind}"
 
 

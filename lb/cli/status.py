@@ -50,7 +50,8 @@ def pools_to_show(found: Registry, only: str | None) -> list[PoolStatus]:
 
 def show_pool(pool: PoolStatus) -> None:
     """Print one pool as a table."""
-    rows = [_row(backend) for backend in pool.backends]
+    zoned = any(backend.zone for backend in pool.backends)
+    rows = [_row(backend, zoned) for backend in pool.backends]
     title = f"{pool.pool}  {pool.settings.algorithm}, version {pool.version}"
     if (canary := pool.settings.canary) is not None:
         title = f"{title}, {canary.algorithm} for {canary.share:.4g} of the picks"
@@ -59,7 +60,7 @@ def show_pool(pool: PoolStatus) -> None:
     if pool.queued:
         title = f"{title}, {pool.queued} queued"
     if rows:
-        print_table(title, COLUMNS, rows, numbers=NUMBERS)
+        print_table(title, (*COLUMNS[:1], "zone", *COLUMNS[1:]) if zoned else COLUMNS, rows, numbers=NUMBERS)
     else:
         click.echo(f"{title}\nno backends: add some with `lb backends add URL --pool {pool.pool}`")
     if pool.trial:
@@ -81,8 +82,9 @@ def as_object(pool: PoolStatus) -> dict[str, Any]:
     }
 
 
-def _row(backend: BackendStatus) -> tuple[object, ...]:
+def _row(backend: BackendStatus, zoned: bool) -> tuple[object, ...]:
     cap = backend.max_connections or "–"
     counts = (backend.weight, backend.in_flight, backend.requests, cap)
     state = f"{backend.state}, backup" if backend.backup else backend.state
-    return (backend.id, state, *counts, backend.source, backend.url)
+    zone = (backend.zone or "–",) if zoned else ()
+    return (backend.id, *zone, state, *counts, backend.source, backend.url)

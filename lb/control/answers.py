@@ -53,6 +53,7 @@ class BackendInfo(msgspec.Struct, frozen=True):
     source: Source
     admin: Admin
     health: Health
+    zone: str
     share: float | UnsetType = UNSET
 
 
@@ -161,4 +162,5 @@ def _known(backend: Member) -> BackendInfo:
         backend.source,
         backend.admin,
         backend.health,
+        backend.zone,
     )

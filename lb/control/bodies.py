@@ -37,6 +37,14 @@ Id = Annotated[
         extra_json_schema={"pattern": r"^([A-Za-z0-9\[%][A-Za-z0-9._:+\[\]%~@-]*)?$"},
     ),
 ]
+Zone = Annotated[
+    str,
+    Meta(
+        description="where it stands; empty: in no zone",
+        max_length=63,
+        extra_json_schema={"pattern": r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$"},
+    ),
+]
 Name = Annotated[str, Meta(description="the name of an algorithm", max_length=63)]
 Used = Annotated[float, Meta(ge=0, le=1, description="share in use, 0 (idle) to 1 (all of it)")]
 Running = Annotated[int, Meta(ge=0, le=2**31, description="requests that it is working on")]
@@ -51,6 +59,7 @@ class NewBackend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weight: Weight = 1
     max_connections: Cap = 0
     id: Id = ""
+    zone: Zone = ""
 
 
 class BackendReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -76,6 +85,7 @@ class BackendChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     weight: Weight | UnsetType = UNSET
     max_connections: Cap | UnsetType = UNSET
+    zone: Zone | UnsetType = UNSET
     admin: Literal["ready", "drain"] | UnsetType = UNSET
     report: BackendReport | UnsetType = UNSET
 
@@ -97,6 +107,7 @@ class AlgorithmChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 _SETTINGS = {
     "url": "pools.NAME.backends[].url",
     "id": "pools.NAME.backends[].id",
+    "zone": "pools.NAME.backends[].zone",
     "algorithm": "pools.NAME.algorithm",
 }
 """The setting by whose rules the text of a field is checked."""
@@ -197,7 +208,7 @@ def _struct_in(kind: Any) -> type[msgspec.Struct] | None:
 
 def _check_change(change: BackendChange, faults: list[Fault]) -> None:
     if change == BackendChange():
-        faults.append(Fault("#", "changes nothing; give weight, max_connections, admin or report"))
+        faults.append(Fault("#", "changes nothing; give weight, max_connections, zone, admin or report"))
     elif not isinstance(change.report, UnsetType):
         try:
             change.report.checked()

@@ -28,6 +28,7 @@ from lb.control.networks import NotAllowed, NotFound, check
 from lb.control.openapi import document
 from lb.control.problems import Fault, Problem
 from lb.control.shared import Shared, no_backend
+from lb.errors import ConfigError
 from lb.model import Backend as Member
 from lb.model import Health as Verdict
 from lb.model import Snapshot, backend_id
@@ -134,7 +135,7 @@ class Backends:
             raise invalid(Fault("#/url", f"makes no id: {exc}; give one")) from None
         with self._shared.pool_in(pool) as found:
             self._check_address(wanted.url)
-            member = Member(name, wanted.url, wanted.weight, wanted.max_connections)
+            member = Member(name, wanted.url, wanted.weight, wanted.max_connections, zone=wanted.zone)
             created = False
 
             def decider(snapshot: Snapshot) -> Change:
@@ -147,11 +148,11 @@ class Backends:
                     raise Problem(
                         409, f"{name} is a backend at {known.url} already; give this one another id"
                     )
-                if (known.weight, known.max_connections) != (member.weight, member.max_connections):
+                if _chosen(known) != _chosen(member):
                     raise Problem(409, f"{name} is there already, with other settings; change it with PATCH")
                 return NOTHING
 
-            found.change(pool, decider)
+            _make(found, pool, decider)
             info = _backend(found, pool, name)
         resp.set_header("Location", f"/v1/pools/{quote(pool, safe='')}/backends/{quote(name, safe='')}")
         _tell(resp, info, 201 if created else 200)
@@ -184,7 +185,7 @@ class Backend:
         with self._shared.pool_in(pool) as found:
             if change != BackendChange(report=change.report):
                 fresh: Verdict = "unknown" if found.health_owner() is None else "checking"
-                found.change(pool, _changed(pool, backend, change, fresh))
+                _make(found, pool, _changed(pool, backend, change, fresh))
             if not isinstance(change.report, UnsetType):
                 try:
                     share = found.report(pool, backend, change.report.checked())
@@ -206,6 +207,18 @@ class Backend:
         resp.status = 204
 
 
+def _make(found: Registry, pool: str, decider: Decider) -> None:
+    """Make a change that can be one zone too many."""
+    try:
+        found.change(pool, decider)
+    except ConfigError as exc:
+        raise invalid(Fault("#/zone", str(exc))) from None
+
+
+def _chosen(member: Member) -> tuple[int, int, str]:
+    return member.weight, member.max_connections, member.zone
+
+
 def _changed(pool: str, name: str, change: BackendChange, fresh: Verdict) -> Decider:
     """`change` made; a backend that was found down begins anew as `fresh` when it is said to be ready."""
 
@@ -222,6 +235,7 @@ def _changed(pool: str, name: str, change: BackendChange, fresh: Verdict) -> Dec
                     max_connections=(
                         known.max_connections if change.max_connections is UNSET else change.max_connections
                     ),
+                    zone=known.zone if change.zone is UNSET else change.zone,
                     admin=known.admin if change.admin is UNSET else change.admin,
                     health=fresh if begins_anew else known.health,
                 ),

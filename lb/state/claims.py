@@ -21,12 +21,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from lb.algorithms.base import Request
+from lb.algorithms.eligible import zones
 from lb.model import Backend, Snapshot
 from lb.state.choice import Choice
 from lb.state.explain import Explainer
 from lb.state.keys import PoolKeys
 from lb.state.scripts import CLAIM_SHA
-from lb.state.wishes import CANARY, EXPLAINED, PLAIN, QUEUED, bare, mark_of
+from lb.state.wishes import CANARY, EXPLAINED, PLAIN, QUEUED, WIDE, bare, mark_of
 
 MAX_BATCH = 128
 """Claims in one call: the store serves nobody else meanwhile."""
@@ -66,9 +67,12 @@ class Claims:
         release_soon: Callable[[Claims], None],
         on_gap: Callable[[Claims], None],
         wake: Callable[[Waiter, Backend | None], None],
+        zone: str = "",
     ) -> None:
         self.keys = keys
         self.worker = worker
+        #: Where this worker stands; "" for nowhere in particular.
+        self.zone = zone
         self.epoch = ""
         #: Those of ours who wait in the queue; are there any? Then who comes now waits behind them.
         self.line: Line | None = None
@@ -96,7 +100,9 @@ class Claims:
         self._on_gap = on_gap
         self.wake = wake
         self._head: tuple[str, ...] = ()
-        self.choice = Choice(snapshot, self.held)
+        #: What a call says of zones, where there are any: that it is served from the own one, or from all.
+        self._near = self._wide = ""
+        self.choice = Choice(snapshot, self.held, zone)
         #: Claims that are explained.
         self.explainer = Explainer(self)
         self.update(snapshot)
@@ -105,6 +111,7 @@ class Claims:
         """Take a newer view of the pool; picks that waited for it go on."""
         self.choice.update(snapshot)
         self.snapshot = snapshot
+        self._address()
         self._by_key = {name.encode(): backend for name, backend in snapshot.backends.items()}
         if self._unknown:
             unknown, self._unknown = self._unknown, []
@@ -123,6 +130,26 @@ class Claims:
         if self.crowded and self.line is not None:
             self.line.ask()
 
+    def _address(self) -> None:
+        """Say how calls begin: the lease, and the orders that the pool has by the snapshot."""
+        there = zones(self.snapshot)
+        keys = self.keys.zones(there)
+        self._head = (
+            "EVALSHA",
+            CLAIM_SHA,
+            str(5 + len(keys)),
+            self.keys.state,
+            self.keys.order,
+            self.keys.lease(self.worker),
+            self.keys.canary,
+            self.keys.queue,
+            *keys,
+            self.epoch,
+        )
+        names = "\n".join(there)
+        self._near = f"\t{self.choice.zone}\t{names}" if there else ""
+        self._wide = f"\t\t{names}" if there else ""
+
     def prepare(self) -> dict[str, int]:
         """The store is back: what a new lease must hold. Claims wait from here until `begin` or `fail`."""
         self.ready = False
@@ -134,17 +161,7 @@ class Claims:
     def begin(self, epoch: str) -> None:
         """The lease stands in the store under `epoch`, as `prepare` said: go on with shared picks."""
         self.epoch = epoch
-        self._head = (
-            "EVALSHA",
-            CLAIM_SHA,
-            "5",
-            self.keys.state,
-            self.keys.order,
-            self.keys.lease(self.worker),
-            self.keys.canary,
-            self.keys.queue,
-            epoch,
-        )
+        self._address()
         self.ready = True
         self._ask_anew()
         if self.waiting or self.released:
@@ -164,11 +181,14 @@ class Claims:
         """Take a backend, `own` if it can, not one of `exclude`; None when none may take it. `switch` lets
         `waiter` wait.
 
-        A request that others have failed (`exclude`) and that nobody else may take gets a backup.
+        Where nobody of the own zone may take it, somebody of another one does. A request that others have
+        failed (`exclude`) and that nobody else may take gets a backup.
         """
         if self.crowded and not exclude:
             return None
         pick = self.take(waiter, switch, self.choice.wish(exclude, request, canary, own))
+        if pick is None and self.choice.zone:
+            pick = self.take(waiter, switch, self.choice.wide(exclude, canary))
         if pick is None and exclude:
             last = self.choice.last_resort(exclude)
             if last:
@@ -236,7 +256,7 @@ class Claims:
             flying, self.waiting = waiting[:MAX_BATCH], waiting[MAX_BATCH:]
         else:
             flying, self.waiting = waiting, []
-        served, head = "", self._head
+        served, head = self._near, self._head
         wishes: list[str] = []
         if any(wish for _, wish in flying):
             if any(mark_of(wish) for _, wish in flying):
@@ -276,11 +296,12 @@ class Claims:
     def _served(self, flying: list[tuple[Waiter, str]]) -> tuple[str, tuple[str, ...]]:
         """What a call says of all its claims, which have one mark, and how it begins."""
         mark, head = mark_of(flying[0][1]), self._head
-        served = "c" if mark & CANARY else ""
+        served = ("c" if mark & CANARY else "") + (self._wide if mark & WIDE else self._near)
         if mark & QUEUED and self.line is not None:
-            served = f"{served}\t{self.line.says([wish for _, wish in flying])}"
+            tickets = self.line.says([wish for _, wish in flying])
+            served = f"{served}\t{tickets}" if self._near else f"{served}\t\t\t{tickets}"
         if mark & EXPLAINED:
-            head = self.explainer.head(head, bare(flying[0][1]))
+            head = self.explainer.head(head, flying[0][1])
         return served, head
 
     def settle(self, answer: list[Any]) -> None:

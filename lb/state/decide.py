@@ -111,6 +111,7 @@ def configured(pool: str, settings: PoolSettings, specs: Iterable[BackendSpec]) 
             max_connections=spec.max_connections,
             source="file",
             backup=spec.backup,
+            zone=spec.zone,
         )
     return Snapshot(pool, 0, settings, backends)
 
@@ -126,6 +127,7 @@ def settings_of(config: PoolConfig) -> PoolSettings:
         panic_threshold=config.panic_threshold,
         slow_start=config.slow_start,
         queue=config.queue,
+        zone_threshold=config.zone_threshold,
     )
 
 

@@ -16,7 +16,7 @@ from lb.state.choice import Choice
 from lb.state.picker import Picker
 from lb.state.scripts import EXPLAIN_SHA
 from lb.state.seen import FRONT, Seen, View, Wish, from_answer, from_worker, names_to_tell
-from lb.state.wishes import EXPLAINED, marked, number_of
+from lb.state.wishes import CANARY, EXPLAINED, WIDE, bare, mark_of, marked, number_of
 
 MAX_TOLD = 64
 """Answers that nobody has taken yet at most: who waited for one may be gone."""
@@ -38,6 +38,7 @@ class Explainer:
         self._count = 0
         self._told: dict[str, Sequence[Any]] = {}
         self._view: View | None = None
+        self._about = ("", False)
 
     def explain(
         self,
@@ -52,18 +53,20 @@ class Explainer:
         picker, mark = self._claims.choice.picker(canary)
         key = picker.goes_by(request)
         pick, seen = self._take(waiter, switch, picker, mark, picker.wish(exclude, request, own), key)
+        if pick is None and picker.zone:
+            pick, seen = self._take(waiter, switch, picker, mark | WIDE, picker.wide(exclude), key)
         if pick is None and exclude:
             first, _ = self._claims.choice.picker(False)
             last = first.last_resort(exclude)
             if last:
-                return self._take(waiter, switch, first, 0, last, key)
+                return self._take(waiter, switch, first, WIDE if first.zone else 0, last, key)
         return pick, seen
 
     def seen(self, pick: str, exclude: Sequence[str], canary: bool, own: str) -> Seen:
         """What can be said afterwards of a claim that got `pick` ("": nobody) and was not explained."""
         picker, mark = self._claims.choice.picker(canary)
         text = f"{'o' if own else ''}\t{own}\t{chr(10).join(exclude)}"
-        return from_worker(Wish.read(text, picker.name, mark != 0, ""), self._known(picker), pick)
+        return from_worker(Wish.read(text, picker.name, mark & CANARY != 0, ""), self._known(picker), pick)
 
     def algorithm(self, canary: bool) -> tuple[str, int]:
         """By which algorithm, and version of the pool, claims are made here."""
@@ -77,25 +80,30 @@ class Explainer:
         number = str(self._count)
         pick = self._claims.take(waiter, switch, marked(EXPLAINED | mark, text, number))
         answer = self._told.pop(number, None)
-        wish = Wish.read(text, picker.name, mark != 0, key)
+        wish = Wish.read(text, picker.name, mark & CANARY != 0, key)
+        known = self._known(picker, mark & WIDE != 0)
         if answer is None:
-            return pick, from_worker(wish, self._known(picker), "" if pick is None else pick.id)
-        return pick, from_answer(wish, self._known(picker), answer)
+            return pick, from_worker(wish, known, "" if pick is None else pick.id)
+        return pick, from_answer(wish, known, answer)
 
-    def _known(self, picker: Picker) -> View:
+    def _known(self, picker: Picker, wide: bool = False) -> View:
         """What the worker knows; worked out once for each snapshot that is asked about."""
-        if self._view is None or self._view.snapshot is not picker.snapshot:
-            self._view = picker.view()
+        if (
+            self._about != (picker.name, wide)
+            or self._view is None
+            or self._view.snapshot is not picker.snapshot
+        ):
+            self._about, self._view = (picker.name, wide), picker.view(wide)
         return self._view
 
     # What Claims calls.
 
-    def head(self, head: Sequence[str], text: str) -> tuple[str, ...]:
-        """How the call for such a claim begins, whose wish is `text`; `head` is how a call of
-        `redis/claim.lua` begins.
-        """
+    def head(self, head: Sequence[str], wish: str) -> tuple[str, ...]:
+        """How the call for such a claim begins; `head` is how a call of `redis/claim.lua` begins."""
         _, _, *keys, epoch = head
-        names = names_to_tell(text, self._known(self._claims.choice.picker(False)[0]))
+        mark = mark_of(wish)
+        picker = self._claims.choice.picker(mark & CANARY != 0)[0]
+        names = names_to_tell(bare(wish), self._known(picker, mark & WIDE != 0))
         return ("EVALSHA", EXPLAIN_SHA, *keys, names, str(FRONT), epoch)
 
     def told(self, wish: str, answer: Sequence[Any]) -> None:

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from time import monotonic
 from typing import Any, Protocol
 
-from lb.algorithms.eligible import Eligible, eligible
+from lb.algorithms.eligible import Eligible, eligible, zone_of
 from lb.errors import StoreError
 from lb.model import Backend, Snapshot
 from lb.settings import PoolConfig
@@ -65,8 +65,8 @@ class Runtime(Protocol):
 
 
 class Fleet:
-    """The shared state as one worker sees it. `on_update` is told of each new snapshot, `on_beat` may use the
-    store once a second, and once more at the end.
+    """The shared state as one worker sees it, which stands in `zone` ("": in none). `on_update` is told of
+    each new snapshot, `on_beat` may use the store once a second, and once more at the end.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Fleet:
         runtime: Runtime,
         on_update: Callable[[Snapshot], None] = lambda snapshot: None,
         on_beat: Callable[[Registry], None] = lambda registry: None,
+        zone: str = "",
     ) -> None:
         self.worker = worker
         #: Why the shared state is not in use; "" while it is.
@@ -105,7 +106,9 @@ class Fleet:
             keys = PoolKeys(name)
             snapshot = from_config(name, config)
             link = self._link
-            claims = Claims(keys, worker, snapshot, link.schedule, link.release_soon, self._on_gap, link.wake)
+            claims = Claims(
+                keys, worker, snapshot, link.schedule, link.release_soon, self._on_gap, link.wake, zone
+            )
             self.claims[name] = claims
             self._sources[name] = runtime.source(claims)
 
@@ -303,10 +306,12 @@ class Fleet:
     def _take(self, claims: Claims, snapshot: Snapshot) -> None:
         now = eligible(snapshot)
         with self._link.lock:
-            before = eligible(claims.snapshot)
+            before, kept = eligible(claims.snapshot), claims.choice.zone
             claims.update(snapshot)
         if before.mode != now.mode:
             _LOG.log(*_said(snapshot, now))
+        if kept != claims.choice.zone:
+            _LOG.log(*_said_of_zone(snapshot, claims.zone))
         self._on_update(snapshot)
 
 
@@ -321,6 +326,16 @@ def _said(snapshot: Snapshot, found: Eligible) -> tuple[int, str]:
         case "backup":
             return logging.WARNING, f"pool {pool}: backups serve: {many} get requests"
     return logging.INFO, f"pool {pool}: backends serve as usual again: {many} get requests"
+
+
+def _said_of_zone(snapshot: Snapshot, zone: str) -> tuple[int, str]:
+    """The same for whether the own zone is kept to from now on."""
+    found = zone_of(snapshot, zone)
+    said = f"pool {snapshot.pool}: {found.available} of {found.members} backends of zone {zone} are available"
+    if found.suffices:
+        return logging.INFO, f"{said}: they get the requests of this zone"
+    threshold = snapshot.settings.zone_threshold
+    return logging.WARNING, f"{said}, a share below {threshold:.4g}: balancing over all zones"
 
 
 def from_config(name: str, config: PoolConfig) -> Snapshot:

@@ -8,10 +8,24 @@ close the tag nor reach into another pool's keys.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 POOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 POOLS = "lb:pools"
 HEALTH_LEASE = "lb:health"
+
+MAX_ZONES = 32
+"""Zones of one pool at most: each claim names two keys for each."""
+
+
+def check_zone(text: str) -> str:
+    """The name of a zone, which is part of keys as that of a pool is; "" for none. Raises ValueError."""
+    if text and not POOL_NAME.match(text):
+        raise ValueError(
+            f"{text!r} is no name of a zone: letters, digits, '.', '_' and '-', at most 63, "
+            "starting with a letter or digit"
+        )
+    return text
 
 
 class PoolKeys:
@@ -51,6 +65,10 @@ class PoolKeys:
         self.changes = prefix + "changes"
         self.decisions = prefix + "decisions"
         self.decided = prefix + "decided"
+
+    def zones(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The keys of the orders of zones: for each its own, and that for a canary."""
+        return tuple(f"{order}:{name}" for name in names for order in (self.order, self.canary))
 
     def lease(self, worker: str) -> str:
         """The key of what `worker` holds."""

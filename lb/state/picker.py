@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from lb.algorithms import DEFAULT_ALGORITHM, algorithm
 from lb.algorithms.base import Algorithm, Chance, Request
+from lb.algorithms.eligible import eligible, seen_from
 from lb.algorithms.excluded import excluded
 from lb.algorithms.local import LocalOrder
 from lb.model import Backend, Snapshot
@@ -29,13 +30,22 @@ class Picker:
     """An algorithm at work on one snapshot of a pool, in one worker.
 
     `held` is the number of connections by backend that this process holds; it is read at each local pick.
+    `zone`: where the worker stands, "" for nowhere in particular.
     """
 
     def __init__(
-        self, name: str, snapshot: Snapshot, held: Mapping[str, int], chance: Chance = random.random
+        self,
+        name: str,
+        snapshot: Snapshot,
+        held: Mapping[str, int],
+        chance: Chance = random.random,
+        zone: str = "",
     ) -> None:
         self.name = name
         self.snapshot = snapshot
+        self._view = seen_from(snapshot, zone)
+        #: The zone whose backends it chooses from; "" while those are all of the pool's.
+        self.zone = "" if self._view is snapshot else zone
         self._held = held
         self._chance = chance
         self._algorithm = self._made()
@@ -50,21 +60,23 @@ class Picker:
         if rule == "bounded":
             weights = sum(backend.weight for backend in self._algorithm.available)
             self._code = f"b{snapshot.settings.hash.balance / max(weights, 1):.9g}"
-        self._standby = sorted(self._algorithm.eligible.standby)
+        self._whole = eligible(snapshot) if self.zone else self._algorithm.eligible
+        self._standby = sorted(self._whole.standby)
         self._failing = False
         self._local: LocalOrder | None = None
+        self._local_wide: LocalOrder | None = None
 
     def _made(self) -> Algorithm:
         """The algorithm; where this host does not have it, what the shared state does by turns."""
         try:
-            return algorithm(self.name)(self.snapshot)
+            return algorithm(self.name)(self._view)
         except Exception as exc:  # noqa: BLE001 - an algorithm may be anybody's
             _LOG.error("pool %s goes on by turns here: %s", self.snapshot.pool, exc)
-            return algorithm(DEFAULT_ALGORITHM)(self.snapshot)
+            return algorithm(DEFAULT_ALGORITHM)(self._view)
 
     def may_wait(self, exclude: Sequence[str]) -> bool:
         """Is there anybody who might take a request that must not go to `exclude`, once there is room?"""
-        names = self._algorithm.eligible.names
+        names = self._whole.names
         return len(names) > len(exclude) or any(name not in exclude for name in names)
 
     def wish(self, exclude: Sequence[str], request: Request | None, own: str = "") -> str:
@@ -79,6 +91,10 @@ class Picker:
         if named:
             return f"{self._code}\t{chr(10).join(named)}\t{without}"
         return f"\t\t{without}" if exclude else PLAIN
+
+    def wide(self, exclude: Sequence[str]) -> str:
+        """The wish of a claim that nobody of the own zone may take: for whoever is next in the whole pool."""
+        return "\t\t" + "\n".join(exclude) if exclude else PLAIN
 
     def goes_by(self, request: Request | None) -> str:
         """What of the request its algorithm goes by, for people."""
@@ -111,12 +127,12 @@ class Picker:
                 )
             return ()
 
-    def view(self) -> View:
-        """What this worker knows of who may take a request."""
-        known = self._algorithm
-        names = sorted(known.eligible.names)
-        why = excluded(self.snapshot, known.eligible)
-        return View(self.snapshot, known.eligible, names, why, self._held)
+    def view(self, wide: bool = False) -> View:
+        """What this worker knows of who may take a request; `wide`: from all zones."""
+        found = self._whole if wide else self._algorithm.eligible
+        near = self._view if self.zone and not wide else None
+        why = excluded(self.snapshot, found, near)
+        return View(self.snapshot, found, sorted(found.names), why, self._held)
 
     # Without the shared state.
 
@@ -124,28 +140,46 @@ class Picker:
     def local(self) -> LocalOrder:
         """The order by which this worker picks alone."""
         if self._local is None:
-            self._local = LocalOrder(self.snapshot, self._held, self._algorithm.order)
+            self._local = LocalOrder(self._view, self._held, self._algorithm.order)
         return self._local
 
-    def forget_local(self) -> None:
-        """Begin a new local order: what this worker held has changed since."""
-        self._local = None
+    @property
+    def local_wide(self) -> LocalOrder:
+        """The same over all zones."""
+        if not self.zone:
+            return self.local
+        if self._local_wide is None:
+            self._local_wide = LocalOrder(self.snapshot, self._held, self._algorithm.order)
+        return self._local_wide
 
-    def pick(self, wish: str) -> Backend | None:
-        """The backend for `wish` by this worker's own view; None if there is none."""
+    def forget_local(self) -> None:
+        """Begin new local orders: what this worker held has changed since."""
+        self._local = self._local_wide = None
+
+    def released(self, name: str) -> None:
+        """A connection to `name` was given back."""
+        self.local.released(name)
+        if self._local_wide is not None:
+            self._local_wide.released(name)
+
+    def pick(self, wish: str, wide: bool = False) -> Backend | None:
+        """The backend for `wish` by this worker's own view, `wide`: from all zones; None if there is none."""
+        order = self.local_wide if wide else self.local
         code, candidates, exclude = wish.split("\t") if wish else ("", "", "")
         if code == LEAVES:
             return None
         if code == LAST_RESORT:
-            return self.local.last_resort(exclude.split("\n"))
+            return self.local_wide.last_resort(exclude.split("\n"))
         names = candidates.split("\n") if candidates else []
         if code[:1] == OWN:
             own = self.snapshot.backends.get(names.pop(0))
             code = code[1:]
             if own is not None and own.keeps_sessions and not self._full(own):
                 # Who takes nobody else is not in the order.
-                return self.local.pick((), (own.id,)) if own.available else own
-        return self.local.pick(exclude.split("\n") if exclude else (), names, first=code[:1] in ("f", "b"))
+                if own.id not in self._view.backends:
+                    order = self.local_wide
+                return order.pick((), (own.id,)) if own.available else own
+        return order.pick(exclude.split("\n") if exclude else (), names, first=code[:1] in ("f", "b"))
 
     def _full(self, backend: Backend) -> bool:
         return 0 < backend.max_connections <= self._held.get(backend.id, 0)

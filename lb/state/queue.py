@@ -167,7 +167,7 @@ class Queue:
         if policy.size == 0 or not claims.choice.may_wait(exclude):
             return None
         self._numbers += 1
-        wish = claims.choice.wish(exclude, request, canary, own)
+        wish = claims.choice.wait_for(exclude, request, canary, own)
         until = monotonic() + policy.timeout
         ticket = Ticket(self, str(self._numbers), wish, exclude, until, rouse)
         began = perf_counter()

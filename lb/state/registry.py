@@ -11,14 +11,14 @@ import msgspec
 import redis
 
 from lb.algorithms import algorithm
-from lb.algorithms.eligible import Eligible, Mode, eligible
+from lb.algorithms.eligible import Eligible, Mode, eligible, home, zones
 from lb.algorithms.reports import SMOOTHING, Report, free_share
-from lb.errors import StoreConflict, StoreError
+from lb.errors import ConfigError, StoreConflict, StoreError
 from lb.model import Admin, Backend, Health, PoolSettings, Snapshot, Source, State
 from lb.state import decide
 from lb.state.changes import encode
 from lb.state.decide import Change
-from lb.state.keys import HEALTH_LEASE, POOLS, PoolKeys
+from lb.state.keys import HEALTH_LEASE, MAX_ZONES, POOLS, PoolKeys, check_zone
 from lb.state.scripts import Put, Scripts
 
 TRIES = 50
@@ -48,6 +48,7 @@ class BackendStatus(msgspec.Struct, frozen=True):
     admin: Admin
     health: Health
     backup: bool = False
+    zone: str = ""
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -138,6 +139,7 @@ class Registry:
                     admin=backend.admin,
                     health=backend.health,
                     backup=backend.backup,
+                    zone=backend.zone,
                 )
             )
         settings = snapshot.settings
@@ -192,7 +194,8 @@ class Registry:
         """Let `decider` decide on the pool as it is, commit that, and return the pool as it is then.
 
         Decided anew when another writer was first; nothing is written when nothing changes. Raises what
-        `decider` raises, ValueError for names that cannot be used, and StoreConflict after `TRIES` attempts.
+        `decider` raises, ValueError for names that cannot be used, ConfigError for more zones than
+        `MAX_ZONES`, and StoreConflict after `TRIES` attempts.
         """
         keys = PoolKeys(pool)
         for _ in range(TRIES):
@@ -206,6 +209,7 @@ class Registry:
                         f"{backend.id!r} is no name for a backend: at most 255 characters, "
                         "no white space, not starting with '_'"
                     )
+                check_zone(backend.zone)
             change = decide.settle(snapshot, change, self.health_owner() is not None, self.now())
             if change.empty:
                 return snapshot
@@ -222,7 +226,9 @@ class Registry:
         # A pool that is new has no order, so its settings are written even if they are the default.
         settings = change.settings or (snapshot.settings if snapshot.version == 0 else None)
         after = decide.applied(snapshot, change, snapshot.version + 1)
-        was, now = eligible(snapshot), eligible(after)
+        was, now, there = eligible(snapshot), eligible(after), zones(after)
+        if len(there) > MAX_ZONES:
+            raise ConfigError(f"pool {keys.pool} would have {len(there)} zones; {MAX_ZONES} are the most")
         version = self.scripts.commit(
             keys,
             snapshot.version,
@@ -235,6 +241,8 @@ class Registry:
             # Backups that step in, and everybody in a panic, are needed at once.
             slow_start=after.settings.slow_start if now.mode == "normal" or not was.names else 0.0,
             begins=not was.names,
+            was=zones(snapshot),
+            zones=there,
         )
         if change.settings is not None and change.settings.canary != snapshot.settings.canary:
             self.client.delete(keys.trial)  # another comparison begins
@@ -280,6 +288,7 @@ def _puts(after: Snapshot, change: Change, was: Eligible, now: Eligible) -> list
             one.weight,
             one.max_connections,
             name in now.standby,
+            home(one),
         )
         for name, one in ((name, after.backends[name]) for name in names)
     ]

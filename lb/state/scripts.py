@@ -67,9 +67,16 @@ COMMIT, LEASE, BEAT, REAP, HOLD, REPORT, DECISIONS = map(
 )
 
 
+OTHER_ZONES = -2
+"""What scripts answer that were called with the orders of other zones than there are."""
+
+TRIES = 10
+"""Calls of such a script: zones change with the membership, and not every time."""
+
+
 class Put(NamedTuple):
     """A backend as `commit` writes it. `record` is its JSON; `available`: is it eligible, and `standby`: may
-    a request have it that all others have failed (see `lb.algorithms.eligible`)?
+    a request have it that all others have failed; `home`: among the zones (see `lb.algorithms.eligible`)?
     """
 
     id: str
@@ -78,6 +85,7 @@ class Put(NamedTuple):
     weight: int
     max_connections: int
     standby: bool = False
+    home: str = ""
 
 
 class Scripts:
@@ -85,6 +93,8 @@ class Scripts:
 
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
+        #: The zones of pools, as far as they are known here: where there are none, nobody needs to ask.
+        self._zones: dict[str, tuple[str, ...]] = {}
 
     def _run(self, script: Script, keys: tuple[str, ...], arguments: Iterable[Argument]) -> int:
         values = (*keys, *arguments)
@@ -94,6 +104,27 @@ class Scripts:
             # A server that was restarted or failed over knows no scripts; EVAL teaches it.
             answer = self.client.eval(script.text, len(keys), *values)
         return cast("int", answer)
+
+    def _run_zoned(
+        self,
+        script: Script,
+        keys: PoolKeys,
+        first: tuple[str, ...],
+        before: Iterable[Argument],
+        after: Iterable[Argument] = (),
+    ) -> int:
+        """Run a script that needs the orders of all zones: their keys stand behind `first`, their names
+        between the arguments. Raises StoreConflict when others change them all the time.
+        """
+        before, after = tuple(before), tuple(after)
+        for _ in range(TRIES):
+            zones = self._zones.get(keys.pool, ())
+            answer = self._run(script, (*first, *keys.zones(zones)), (*before, "\n".join(zones), *after))
+            if answer != OTHER_ZONES:
+                return answer
+            found = cast("bytes | None", self.client.hget(keys.state, "_z"))
+            self._zones[keys.pool] = tuple(found.decode().split("\n")) if found else ()
+        raise StoreConflict(f"the zones of pool {keys.pool} were changed by others {TRIES} times in a row")
 
     def commit(
         self,
@@ -108,23 +139,32 @@ class Scripts:
         canary: str = "",
         slow_start: float = 0.0,
         begins: bool = False,
+        was: Iterable[str] = (),
+        zones: Iterable[str] = (),
     ) -> int:
         """Write a change over version `expected`; return the new version.
 
         `settings`, `order` and `canary` (the kinds of order that are kept; "-": no canary) stay as they are
         when empty. `slow_start`: seconds in which backends that begin to serve get up to their share; not
-        when the pool `begins`: nobody has served so far. Raises StoreConflict when the pool is at another
+        when the pool `begins`: nobody has served so far. `was` and `zones`: the zones that backends of the
+        pool are in at version `expected`, and will be. Raises StoreConflict when the pool is at another
         version.
         """
         slow: Argument = "" if slow_start <= 0 else "-" if begins else slow_start
+        zones = sorted(set(zones))
+        given = sorted({*was, *zones})
         arguments: list[Argument] = [expected, settings, order, message, canary, slow]
+        arguments += ("\n".join(zones), "\n".join(given))
         for one in put:
             serves = 1 if one.available else 2 if one.standby else 0
             arguments += ("put", one.id, one.record, serves, one.weight, one.max_connections)
+            arguments.append(one.home)
         for backend in delete:
             arguments += ("del", backend)
         answer = self._run(
-            COMMIT, (keys.state, keys.members, keys.order, keys.changes, keys.canary), arguments
+            COMMIT,
+            (keys.state, keys.members, keys.order, keys.changes, keys.canary, *keys.zones(given)),
+            arguments,
         )
         if answer < 0:
             raise StoreConflict(f"pool {keys.pool} is at version {-1 - answer}, not at {expected}")
@@ -135,19 +175,11 @@ class Scripts:
         if not epoch:
             raise ValueError("an epoch must not be empty")
         pairs = [part for pair in held.items() for part in pair]
-        return self._run(
-            LEASE,
-            (keys.state, keys.order, keys.workers, keys.lease(worker), keys.canary, keys.queue),
-            (worker, epoch, *pairs),
-        )
+        return self._run_zoned(LEASE, keys, _lease_keys(keys, worker), (worker, epoch), pairs)
 
     def close(self, keys: PoolKeys, worker: str) -> None:
         """Give everything back that `worker` holds, and forget it."""
-        self._run(
-            LEASE,
-            (keys.state, keys.order, keys.workers, keys.lease(worker), keys.canary, keys.queue),
-            (worker, ""),
-        )
+        self._run_zoned(LEASE, keys, _lease_keys(keys, worker), (worker, ""))
 
     def beat(self, keys: PoolKeys, worker: str, epoch: str) -> int:
         """Show a sign of life; return the pool's version. Raises LeaseLost."""
@@ -161,11 +193,7 @@ class Scripts:
 
         Returns the number of connections given back; None when the worker is alive.
         """
-        answer = self._run(
-            REAP,
-            (keys.state, keys.order, keys.workers, keys.lease(worker), keys.canary, keys.queue),
-            (worker, lease),
-        )
+        answer = self._run_zoned(REAP, keys, _lease_keys(keys, worker), (worker, lease))
         return None if answer < 0 else answer
 
     def report(
@@ -175,8 +203,8 @@ class Scripts:
 
         Returns the share smoothed over former reports; None when there is no such backend.
         """
-        answer = self._run(
-            REPORT, (keys.state, keys.order, keys.canary), (backend, free, lasts, fade, blackout)
+        answer = self._run_zoned(
+            REPORT, keys, (keys.state, keys.order, keys.canary), (backend, free, lasts, fade, blackout)
         )
         return None if answer < 0 else answer / 1e6
 
@@ -195,3 +223,7 @@ class Scripts:
         A lock held by another owner is left as it is.
         """
         return self._run(HOLD, (key,), (owner, milliseconds)) == 1
+
+
+def _lease_keys(keys: PoolKeys, worker: str) -> tuple[str, ...]:
+    return keys.state, keys.order, keys.workers, keys.lease(worker), keys.canary, keys.queue

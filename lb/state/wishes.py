@@ -11,9 +11,9 @@ from __future__ import annotations
 PLAIN = ""
 """The wish for who is next."""
 
-CANARY, QUEUED, EXPLAINED = 1, 4, 8
-"""What a mark says, added up: by the canary's algorithm; with a ticket of the queue; with what there was to
-choose from."""
+CANARY, WIDE, QUEUED, EXPLAINED = 1, 2, 4, 8
+"""What a mark says, added up: by the canary's algorithm; from all zones; with a ticket of the queue; with
+what there was to choose from."""
 
 LEAVES = "-"
 """What stands before a ticket's number when its owner waits no more; its claim's rule, which finds nobody."""

@@ -39,6 +39,7 @@ def test_add_list_remove(lb: Lb, registry: Registry) -> None:
         "admin": "ready",
         "health": "unknown",
         "backup": False,
+        "zone": "",
     }
     assert (found["two"]["weight"], found["two"]["max_connections"]) == (3, 10)
     table = lb("backends", "list").out.splitlines()
@@ -50,6 +51,24 @@ def test_add_list_remove(lb: Lb, registry: Registry) -> None:
     assert lb("backends", "remove", "two").err == (
         "lb: there is no backend 'two' in pool 'default'; there are 127.0.0.1:9001\n"
     )
+
+
+def test_zones_are_shown_where_there_are_any(lb: Lb, registry: Registry) -> None:
+    lb("backends", "add", "http://h:1", "--id", "one")
+    assert "zone" not in lb("backends", "list").out
+    lb("backends", "add", "http://h:2", "--id", "two", "--zone", "east")
+    assert registry.load("default").backends["two"].zone == "east"
+    assert listed(lb)["two"]["zone"] == "east"
+    for command in (("backends", "list"), ("status",)):
+        rows = [line.split()[:3] for line in lb(*command).out.splitlines()]
+        assert ["backend", "zone", "state"] in rows
+        assert ["one", "–", "unknown"] in rows
+        assert ["two", "east", "unknown"] in rows
+    again = lb("backends", "add", "http://h:2", "--id", "two")
+    assert "max_connections 0, zone east): remove it first" in again.err
+    wrong = lb("backends", "add", "http://h:3", "--zone", "a b")
+    assert wrong.code == 2
+    assert "'a b' is no name of a zone" in wrong.err
 
 
 def test_a_backup_says_so(lb: Lb, registry: Registry) -> None:

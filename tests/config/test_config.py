@@ -348,6 +348,27 @@ def test_notes(write: Write) -> None:
     ]
 
 
+def test_zones_as_they_are_configured(write: Write) -> None:
+    file = write(
+        "zone = 'esat'\n[pools.a]\nzone_threshold = 0.5\nbackends = [{url = 'http://a:1', zone = 'east'}]\n"
+    )
+    loaded = read(file, {})
+    assert loaded.settings is not None
+    assert (loaded.settings.zone, loaded.settings.pools["a"].zone_threshold) == ("esat", 0.5)
+    assert [spec.zone for spec in loaded.settings.pools["a"].backends] == ["east"]
+    assert loaded.notes[0] == (
+        "no backend of pool 'a' is in the zone 'esat' of this balancer; did you mean 'east'?"
+    )
+    loaded = read(file, {"LB_ZONE": "east"})
+    assert loaded.settings is not None
+    assert loaded.settings.zone == "east"
+    assert not loaded.notes
+    many = ",".join(f"http://a:{n};zone=z{n}" for n in range(1, 34))
+    assert read(write(""), {"LB_BACKENDS": many}).problems == (
+        "LB_BACKENDS: the backends are in more than 32 zones; use fewer",
+    )
+
+
 def test_origins(write: Write) -> None:
     loaded = read(write("workers = 1\n[client]\nidle = 3\n"), {"LB_BIND": ":1", "LB_BACKENDS": "http://a:1"})
     assert loaded.origin(("workers",)) == "lb.toml:1"

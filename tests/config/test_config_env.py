@@ -9,11 +9,11 @@ from lb.config_table import BY_ENV, LEAVES
 
 
 def test_backends() -> None:
-    text = " http://a:1 ; weight=3;max_connections = 10 ,\n https://b;id=two;backup=True,http://c;backup=no"
+    text = " http://a:1 ; weight=3;max_connections = 10 ,\n https://b;id=two;backup=True,http://c;backup=no;zone=east-1"
     assert parse_backends(text) == [
         {"url": "http://a:1", "weight": 3, "max_connections": 10},
         {"url": "https://b", "id": "two", "backup": True},
-        {"url": "http://c", "backup": False},
+        {"url": "http://c", "backup": False, "zone": "east-1"},
     ]
 
 

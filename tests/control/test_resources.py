@@ -16,7 +16,7 @@ NEW = {"url": "http://127.0.0.1:9003", "weight": 2}
 
 
 def test_the_pools(ask: Asker) -> None:
-    common = {"state": "unknown", "source": "file", "admin": "ready", "health": "unknown"}
+    common = {"state": "unknown", "source": "file", "admin": "ready", "health": "unknown", "zone": ""}
     counts = {"in_flight": 0, "requests": 0}
     told = ask("/v1/pools")
     assert told.status == 200

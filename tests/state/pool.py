@@ -36,6 +36,8 @@ class Pool:
         self.client = client
         self.keys = PoolKeys(name)
         self.scripts = Scripts(client)
+        #: The zones that its backends are in.
+        self.zones: tuple[str, ...] = ()
         client.script_load(CLAIM_SOURCE)
 
     def commit(
@@ -47,8 +49,11 @@ class Pool:
         canary: str = "",
         slow_start: float = 0.0,
         begins: bool = False,
+        zones: Iterable[str] | None = None,
     ) -> int:
-        """Commit on top of whatever version there is."""
+        """Commit on top of whatever version there is. `zones`: those there are from now on, if others."""
+        was = self.zones
+        self.zones = was if zones is None else tuple(sorted(zones))
         return self.scripts.commit(
             self.keys,
             self.version(),
@@ -60,6 +65,8 @@ class Pool:
             settings=settings,
             slow_start=slow_start,
             begins=begins,
+            was=was,
+            zones=self.zones,
         )
 
     def make(self, algorithm: str, weights: Mapping[str, int] | Iterable[str], cap: int = 0) -> None:
@@ -78,17 +85,23 @@ class Pool:
         epoch: str = EPOCH,
         rules: Sequence[tuple[str, Iterable[str], Iterable[str]]] = (),
         canary: bool = False,
+        zone: str = "",
+        zones: Sequence[str] | None = None,
     ) -> tuple[int, list[str | None]]:
         """Call `claim`: version and picks. `exclude`: one set for each of the last claims but those of
         `rules`, each a rule, candidates and who is excluded. A release may be `(name, "count mean longest")`.
+        `zone`: from whose order they are served; `zones`: those that the worker knows of, if not all.
         """
+        zones = self.zones if zones is None else zones
+        keys = self.keys.zones(zones)
+        served = ("c" if canary else "") + (f"\t{zone}\t" + "\n".join(zones) if zones else "")
         pairs = list(releases.items() if isinstance(releases, Mapping) else releases)
         answer = self.client.evalsha(
             CLAIM_SHA,
-            5,
+            5 + len(keys),
             *(self.keys.state, self.keys.order, self.keys.lease(worker)),
-            *(self.keys.canary, self.keys.queue),
-            *(epoch, claims, len(pairs), "c" if canary else ""),
+            *(self.keys.canary, self.keys.queue, *keys),
+            *(epoch, claims, len(pairs), served),
             *(part for pair in pairs for part in pair),
             *("\t\t" + "\n".join(names) for names in exclude),
             *(f"{kind}\t" + "\n".join(names) + "\t" + "\n".join(without) for kind, names, without in rules),
@@ -134,11 +147,15 @@ class Pool:
         lease = cast("dict[bytes, bytes]", self.client.hgetall(self.keys.lease(worker)))
         return {name.decode(): int(n) for name, n in lease.items() if name != b"_" and int(n)}
 
-    def order(self) -> dict[str, float]:
-        pairs = cast("list[tuple[bytes, float]]", self.client.zrange(self.keys.order, 0, -1, withscores=True))
+    def order(self, zone: str = "", canary: bool = False) -> dict[str, float]:
+        key = self.keys.canary if canary else self.keys.order
+        key = self.keys.zones([zone])[canary] if zone else key
+        pairs = cast("list[tuple[bytes, float]]", self.client.zrange(key, 0, -1, withscores=True))
         return {name.decode(): score for name, score in pairs}
 
 
-def put(name: str, weight: int = 1, cap: int = 0, available: bool = True) -> Put:
+def put(name: str, weight: int = 1, cap: int = 0, available: bool = True, zone: str = "") -> Put:
     """A backend as `commit` takes it."""
-    return Put(name, b'{"id":"%s"}' % name.encode(), available and weight > 0, weight, cap)
+    serves = available and weight > 0
+    home = zone if serves or not zone else f"-{zone}"
+    return Put(name, b'{"id":"%s"}' % name.encode(), serves, weight, cap, home=home)

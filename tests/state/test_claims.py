@@ -43,7 +43,9 @@ class Waits:
 class Desk:
     """The claims of a worker on a real store, with a link that is turned by hand."""
 
-    def __init__(self, registry: Registry, worker: str = "w", pool: str = "p", connect: bool = True) -> None:
+    def __init__(
+        self, registry: Registry, worker: str = "w", pool: str = "p", connect: bool = True, zone: str = ""
+    ) -> None:
         self.registry = registry
         self.client = registry.client
         self.scheduled = 0
@@ -57,6 +59,7 @@ class Desk:
             self._release_soon,
             self._on_gap,
             self._wake,
+            zone,
         )
         self.lease = WorkerLease(registry.scripts, pool, worker)
         if connect:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb.state.keys import HEALTH_LEASE, POOL_NAME, POOLS, PoolKeys
+from lb.state.keys import HEALTH_LEASE, POOL_NAME, POOLS, PoolKeys, check_zone
 
 
 def keys(pool: str) -> list[str]:
@@ -56,6 +56,27 @@ def test_no_two_pools_share_a_key(one: str, other: str) -> None:
     made = [key for name in names for key in keys(name)]
     assert len(set(made)) == 7 * len(names)
     assert not {POOLS, HEALTH_LEASE} & set(made)
+
+
+@given(
+    st.from_regex(POOL_NAME, fullmatch=True), st.lists(st.from_regex(POOL_NAME, fullmatch=True), unique=True)
+)
+def test_orders_of_zones_are_keys_of_their_own_in_their_pools_slot(pool: str, zones: list[str]) -> None:
+    made = PoolKeys(pool).zones(zones)
+    assert len(set(made)) == len(made) == 2 * len(zones)
+    assert {hash_tag(key) for key in made} <= {pool}
+    assert not set(made) & {*keys(pool), PoolKeys(pool).canary}
+
+
+@pytest.mark.parametrize("name", ["a", "eu-west_1.a", ""])
+def test_names_of_zones(name: str) -> None:
+    assert check_zone(name) == name
+
+
+@pytest.mark.parametrize("name", ["-a", "a b", "a:b", "a\n", "}", "a" * 64, "a\tb"])
+def test_what_is_no_name_of_a_zone(name: str) -> None:
+    with pytest.raises(ValueError, match="is no name of a zone"):
+        check_zone(name)
 
 
 @given(st.from_regex(POOL_NAME, fullmatch=True), st.text(min_size=1))

@@ -73,7 +73,7 @@ class Hall:
                 5,
                 *(keys.state, keys.order, keys.lease(worker), keys.canary, keys.queue),
                 *(EPOCH, len(numbers), len(releases)),
-                f"\t{worker}\t{size}\t{oldest}\t{' '.join(numbers)}",
+                f"\t\t\t{worker}\t{size}\t{oldest}\t{' '.join(numbers)}",
                 *(part for name in releases for part in (name, 1)),
                 *(spec for _ in numbers),
             ),

@@ -173,7 +173,7 @@ def test_records_of_a_newer_release_are_read_as_far_as_they_are_known(registry: 
     registry.change("p", decide.add(A))
     keys = PoolKeys("p")
     record = cast("bytes", registry.client.hget(keys.members, "a"))
-    registry.client.hset(keys.members, "a", record[:-1] + b',"zone":"x"}')
+    registry.client.hset(keys.members, "a", record[:-1] + b',"rack":"x"}')
     assert registry.load("p").backends["a"] == A
 
 
