@@ -161,6 +161,8 @@ def _sorted_out(
         reason: Any = ""
         if name in wish.tried:
             reason = "tried"
+        elif why.get(name) == "other zone" and name != pick:  # free or not
+            reason = "other zone"
         elif row.weight > 0 or name == pick or (wish.rule == LAST and name in place):
             reason = "full" if row.full and name != pick else ""
             if not reason and only_named and name not in place:

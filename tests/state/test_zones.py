@@ -17,8 +17,9 @@ from lb.model import Backend
 from lb.settings import BackendSpec, PoolConfig
 from lb.state import decide
 from lb.state.keys import MAX_ZONES, PoolKeys
+from lb.state.queue import Queue, Ticket
 from lb.state.registry import Registry
-from lb.state.scripts import CLAIM_SOURCE, Put, Scripts
+from lb.state.scripts import CLAIM_SOURCE, EXPLAIN_SOURCE, Put, Scripts
 from lb.state.wishes import CANARY, PLAIN, WIDE, marked
 from tests.state.pool import EPOCH, Pool, put
 from tests.state.test_claims import Desk, Waits
@@ -369,3 +370,55 @@ def test_a_backup_that_stands_by_comes_after_the_other_zones(registry: Registry)
         desk = Desk(registry, zone="east", connect=shared)
         asks = Asks(desk)
         assert [asks.get(), asks.get("b0"), asks.get("b0", "b1")] == ["b0", "b1", "x"]
+
+
+def test_what_a_claim_of_a_zone_tells(registry: Registry) -> None:
+    """Who stands elsewhere is left out, until the zone has nobody: then all are looked at."""
+    declare(registry, "least-connections", "east", "west", cap=1)
+    registry.client.script_load(EXPLAIN_SOURCE)
+    desk = Desk(registry, zone="east")
+
+    def explained() -> tuple[str | None, dict[str, Any], list[str]]:
+        waits = Waits()
+
+        def switch() -> Backend | None:
+            while not waits.picks and desk.turn():
+                pass
+            return waits.picks.pop()
+
+        pick, seen = desk.claims.explainer.explain(waits, switch)
+        assert seen.basis == "shared"
+        why: dict[str, Any] = {one.id: one.reason for one in seen.excluded}
+        return pick.id if pick else None, why, [one.id for one in seen.candidates]
+
+    assert explained() == ("b0", {"b1": "other zone"}, ["b0"])
+    assert explained() == ("b1", {"b0": "full"}, ["b1"])
+    assert explained() == (None, {"b0": "full", "b1": "full"}, [])
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_who_waits_takes_the_next_slot_of_any_zone(registry: Registry, shared: bool) -> None:
+    declare(registry, "random", "east", "west", cap=1)
+    desk = Desk(registry, zone="east", connect=shared)
+    asks = Asks(desk)
+    assert [asks.get(), asks.get(), asks.get()] == ["b0", "b1", None]
+
+    def block(ticket: Ticket) -> None:
+        while desk.turn():
+            pass
+        assert not ticket.over
+        desk.claims.release("b1")
+        while desk.turn():
+            pass
+        assert ticket.over
+
+    line = Queue(desk.claims)
+    pick = line.wait((), None, False, "", Waited(), block, lambda ticket: None)
+    assert pick is not None
+    assert pick.id == "b1"
+
+
+class Waited:
+    """What the access log is told."""
+
+    queued = 0.0
