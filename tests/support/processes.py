@@ -37,15 +37,19 @@ WORKERS = {"gevent": None, "gthread": "gthread"}
 
 
 class Store:
-    """A real server: "redis" (the system's) or "valkey" (the wheel's), on a unix socket."""
+    """A real server: "redis" (the system's) or "valkey" (the wheel's), on a unix socket and, where `port` is
+    given, on that one of 127.0.0.1.
+    """
 
-    def __init__(self, folder: Path, kind: str = "valkey") -> None:
+    def __init__(self, folder: Path, kind: str = "valkey", port: int = 0) -> None:
+        self.folder = folder
+        self.port = port
         self.socket = folder / f"{kind}.sock"
         self.url = f"unix://{self.socket}"
         program = server_binary() if kind == "valkey" else need_binary("redis-server", "redis-server")
-        self._folder = folder
         self._command = [
-            *(program, "--port", "0", "--unixsocket", str(self.socket), "--dir", str(folder)),
+            *(program, "--port", str(port), "--bind", "127.0.0.1"),
+            *("--unixsocket", str(self.socket), "--dir", str(folder)),
             *("--save", "", "--appendonly", "no"),
         ]
         self.process: subprocess.Popen[bytes] | None = None
@@ -53,7 +57,7 @@ class Store:
 
     def start(self) -> None:
         """Start it, empty, and wait until it answers."""
-        with (self._folder / "store.log").open("ab") as log:
+        with (self.folder / "store.log").open("ab") as log:
             self.process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
@@ -337,11 +341,11 @@ class System:
         self._stack.callback(made.end)
         return made.start() if wait else made
 
-    def store(self, kind: str = "valkey") -> Store:
-        """Start a store that may be stopped, killed and started again."""
+    def store(self, kind: str = "valkey", *, tcp: bool = False) -> Store:
+        """Start a store that may be stopped, killed and started again; with `tcp` it has a port, too."""
         folder = Path(tempfile.mkdtemp(prefix="lb-e2e-"))
         self._stack.callback(shutil.rmtree, folder)
-        made = Store(folder, kind)
+        made = Store(folder, kind, self._stack.enter_context(free_port()) if tcp else 0)
         self._stack.callback(made.stop)
         return made
 
