@@ -11,18 +11,19 @@ import logging
 import random
 import secrets
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from time import monotonic
 from typing import Any, Protocol
 
 from lb.algorithms.eligible import Eligible, eligible, zone_of
-from lb.errors import StoreError
+from lb.errors import StoreError, StoreUnavailable
 from lb.model import Backend, Snapshot
 from lb.settings import PoolConfig
 from lb.state import changes, decide
 from lb.state.claims import Claims, Waiter
 from lb.state.keys import PoolKeys
 from lb.state.lease import BEAT, WorkerLease, reap_dead
+from lb.state.link import STALL
 from lb.state.registry import Registry
 from lb.state.scripts import LeaseLost
 from lb.state.store import connect
@@ -259,6 +260,7 @@ class Fleet:
                 old.close()
             registry = Registry(client)
             self._leases = {name: WorkerLease(registry.scripts, name, self.worker) for name in self.claims}
+            self._try_out()
             self._link.connect(client)
             for claims in self.claims.values():
                 self._open(registry, claims)
@@ -283,6 +285,21 @@ class Fleet:
             )
             self._runtime.spawn(self._listener.run)
         return True
+
+    def _try_out(self) -> None:
+        """See how long a script takes, while nobody waits for it: claims and leases are scripts.
+
+        A store may put those off (`CLIENT PAUSE … WRITE`) while it answers all else at once, or just be slow.
+        Raises StoreUnavailable when they would stall.
+        """
+        for lease in list(self._leases.values())[:1]:
+            began = 0.0
+            for _ in range(2):  # the first one may have to teach the server the script
+                began = monotonic()
+                with suppress(LeaseLost):
+                    lease.beat()
+            if (took := monotonic() - began) > STALL:
+                raise StoreUnavailable(f"a script takes {took:.1f} s")
 
     def _open(self, registry: Registry, claims: Claims) -> None:
         """Bring one pool up to date and put our lease into it."""

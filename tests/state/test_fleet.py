@@ -306,6 +306,26 @@ def test_the_store_goes_away_and_comes_back(start: Start, own_server: Server, ho
     assert None not in worker.claim(4)
 
 
+def test_a_store_that_puts_off_writes_keeps_nobody_waiting_again(start: Start, own_server: Server) -> None:
+    """It answers what reads, so it seems to be back; who believed that would wait for its first claim."""
+    with own_server.client() as client:
+        declare(Registry(client), *NAMES)
+        worker = start(own_server.url)
+        eventually(lambda: worker.info()["shared"], "the shared state to be in use")
+        client.execute_command("CLIENT", "PAUSE", "60000", "WRITE")
+        assert None not in worker.claim(3)
+        eventually(lambda: worker.info()["degraded"], "it to be noticed")
+        deadline = time.monotonic() + 3.0  # in which it tries to come back at least once
+        while time.monotonic() < deadline:
+            then = time.monotonic()
+            assert None not in worker.claim(1)
+            assert time.monotonic() - then < 1.0
+        assert worker.info()["degraded_count"] == 1
+        client.execute_command("CLIENT", "UNPAUSE")
+        eventually(lambda: worker.info()["shared"], "the shared state to be in use again")
+        eventually(lambda: Pool(client).in_flight() == worker.info()["held"], "the counts to be right")
+
+
 def test_a_store_that_was_restarted_empty_gets_the_pool_once(start: Start, own_server: Server) -> None:
     """Two workers restore the same pool: neither undoes what the other did."""
     workers = [start(own_server.url) for _ in range(2)]
