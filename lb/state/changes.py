@@ -93,12 +93,17 @@ class Listener:
                 self._pools[keys.calls(worker).encode()] = (on_call, pool)
         self._on_gap = on_gap
         self._stop = threading.Event()
+        self._again = threading.Event()
         #: How often the connection was made.
         self.connected = 0
 
     def stop(self) -> None:
         """Let `run` end, within `POLL` seconds. May be called from anywhere."""
         self._stop.set()
+
+    def reconnect(self) -> None:
+        """Connect anew, within `POLL` seconds: the store's address may lead elsewhere by now. As `stop`."""
+        self._again.set()
 
     def run(self) -> None:
         """Listen until stopped; reconnect as often as it takes."""
@@ -120,13 +125,14 @@ class Listener:
             self._stop.wait(pause)
 
     def _listen(self) -> None:
+        self._again.clear()
         client = self._connect()
         try:
             pubsub: Any = client.pubsub()  # type: ignore[no-untyped-call]
             pubsub.subscribe(*self._pools)
             waiting = len(self._pools)
             heard = monotonic()
-            while not self._stop.is_set():
+            while not (self._stop.is_set() or self._again.is_set()):
                 message = pubsub.get_message(timeout=POLL)
                 if message is None:
                     self._check_silence(pubsub, monotonic() - heard)

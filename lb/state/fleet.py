@@ -284,6 +284,9 @@ class Fleet:
                 self._on_call,
             )
             self._runtime.spawn(self._listener.run)
+        else:
+            # Its connection may have survived, to a server that is the primary no more.
+            self._listener.reconnect()
         return True
 
     def _try_out(self) -> None:

@@ -129,6 +129,15 @@ def test_changes_arrive(shared_server: Server, registry: Registry) -> None:
         assert heard.gaps == 1
 
 
+def test_it_connects_anew_when_told_to(shared_server: Server, registry: Registry) -> None:
+    with listening(shared_server.client, "p") as (listener, heard):
+        listener.reconnect()
+        eventually(lambda: heard.gaps == 2, "the second connection")
+        registry.change("p", decide.add(A))
+        eventually(lambda: heard.messages, "a message on it")
+        assert listener.connected == 2
+
+
 def test_a_lost_connection_is_a_gap_and_then_goes_on(
     own_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
