@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
@@ -18,8 +17,6 @@ from tests.support.processes import Balancer, System, refuses
 from tests.support.run import alive, descendants, eventually
 
 KINDS = ["gevent", "gthread"]
-
-Record = Callable[[str, object], None]
 
 # What this project's own workers say, and gunicorn's.
 _GONE = re.compile("the master is gone|Parent changed")
@@ -71,7 +68,7 @@ def counts_are_even(balancer: Balancer) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("worker", KINDS)
-def test_workers_are_killed(system: System, worker: str, record_property: Record) -> None:
+def test_workers_are_killed(system: System, worker: str) -> None:
     """Each takes its own requests with it, and no other's."""
     backends = [system.plain_backend() for _ in range(2)]
     balancer = system.balancer(backends=",".join(one.url for one in backends), workers=2, worker=worker)
@@ -88,13 +85,13 @@ def test_workers_are_killed(system: System, worker: str, record_property: Record
             assert crowd.only_cut() <= turn * crowd.clients
     ended = time.monotonic()
     balancer.idle()
-    record_property("figures", f"{crowd.figures()}, counts right after {time.monotonic() - ended:.1f} s")
+    print(f"{crowd.figures()}, counts right after {time.monotonic() - ended:.1f} s")
     counts_are_even(balancer)
     exact([balancer.port], backends, balancer)
 
 
 @pytest.mark.parametrize("worker", KINDS)
-def test_a_master_is_killed(system: System, worker: str, record_property: Record) -> None:
+def test_a_master_is_killed(system: System, worker: str) -> None:
     """Its workers finish what runs, and go; the other balancer notices nothing."""
     with Backend(in_steps(ok())) as held, ExitStack() as stack:
         killed, other = pair(system, held, worker)
@@ -114,7 +111,7 @@ def test_a_master_is_killed(system: System, worker: str, record_property: Record
             assert refuses(killed.port)
             crowd.more(100)
         assert crowd.failures == []
-        record_property("figures", f"{crowd.figures()} at the other, noticed after {noticed:.1f} s")
+        print(f"{crowd.figures()} at the other, noticed after {noticed:.1f} s")
         assert other.view.workers() == 2  # they have left, and not been reaped
         other.idle("held")
         other.idle()
@@ -126,7 +123,7 @@ def test_a_master_is_killed(system: System, worker: str, record_property: Record
 
 
 @pytest.mark.slow
-def test_a_whole_gunicorn_is_killed(system: System, record_property: Record) -> None:
+def test_a_whole_gunicorn_is_killed(system: System) -> None:
     """What it held is given back by others, and they go on."""
     with Backend(stall) as held, ExitStack() as stack:
         killed, other = pair(system, held)
@@ -150,7 +147,7 @@ def test_a_whole_gunicorn_is_killed(system: System, record_property: Record) -> 
             eventually(lambda: lost.done > done + 100, "it to serve again")
         assert crowd.failures == []
         lost.only_cut()
-        record_property("figures", f"{crowd.figures()} at the other, counts right after {reaped:.1f} s")
+        print(f"{crowd.figures()} at the other, counts right after {reaped:.1f} s")
         held.hang_up()
         other.idle("held")
         other.idle()
@@ -180,7 +177,7 @@ def test_a_whole_gunicorn_with_its_embedded_store_is_killed(system: System) -> N
 
 
 @pytest.mark.slow
-def test_a_worker_stands_still_for_longer_than_its_lease(system: System, record_property: Record) -> None:
+def test_a_worker_stands_still_for_longer_than_its_lease(system: System) -> None:
     """Its claims are given back, and counted again when it goes on; its clients wait, and are answered."""
     with Backend(in_steps(ok())) as held, ExitStack() as stack:
         stopped, other = pair(system, held, workers=1)
@@ -200,7 +197,7 @@ def test_a_worker_stands_still_for_longer_than_its_lease(system: System, record_
             eventually(lambda: other.view.in_flight("held") == 3, "what it holds to be counted again")
             waiting.more(100)
         assert crowd.failures == waiting.failures == []
-        record_property("figures", f"{crowd.figures()}; at the one that stood still {waiting.figures()}")
+        print(f"{crowd.figures()}; at the one that stood still {waiting.figures()}")
         held.may_go_on.release(3)
         assert [client.read_answer().status for client in clients] == [200] * 3
         other.idle("held")
@@ -209,7 +206,7 @@ def test_a_worker_stands_still_for_longer_than_its_lease(system: System, record_
 
 
 @pytest.mark.slow
-def test_the_health_daemon_that_probes_is_killed(system: System, record_property: Record) -> None:
+def test_the_health_daemon_that_probes_is_killed(system: System) -> None:
     """Another one goes on in less than two intervals, and one only; requests notice nothing."""
     interval = 1.0
     backends = [system.plain_backend() for _ in range(3)]
@@ -240,9 +237,7 @@ def test_the_health_daemon_that_probes_is_killed(system: System, record_property
         eventually(lambda: backends[0].counts()["/probe"] >= before + 5, "five probes")
         assert time.monotonic() - since > 3 * interval
     assert crowd.failures == []
-    record_property(
-        "figures", f"{crowd.figures()}, taken over after {taken:.2f} s, verdict after {found:.2f} s"
-    )
+    print(f"{crowd.figures()}, taken over after {taken:.2f} s, verdict after {found:.2f} s")
     for one in others:
         assert one.end() == 0
     balancer.idle()

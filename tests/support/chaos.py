@@ -23,7 +23,7 @@ _Pair = tuple[asyncio.StreamWriter, asyncio.StreamWriter]
 
 
 class Proxy:
-    """Passes connections to a port of 127.0.0.1 on to `target`. Use it as a context manager.
+    """Passes connections to a port of this host on to `target`. Use it as a context manager.
 
     What a test may change at any time: `target`, for the connections that come; `delay`, the seconds by which
     each piece of an answer is held up; `silent`: while it is set nothing is passed on, either way, and
@@ -31,7 +31,7 @@ class Proxy:
     bytes of answers each connection is reset, in the middle of whatever that is.
     """
 
-    def __init__(self, target: Place, port: int = 0) -> None:
+    def __init__(self, target: Place, port: int = 0, host: str = "127.0.0.1") -> None:
         self.target = target
         self.delay = 0.0
         self.silent = False
@@ -40,7 +40,7 @@ class Proxy:
         self.connections = 0
         self._pairs: set[_Pair] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._listener = socket.create_server(("127.0.0.1", port), backlog=512)
+        self._listener = socket.create_server((host, port), backlog=512)
         self.port = int(self._listener.getsockname()[1])
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)

@@ -38,19 +38,26 @@ WORKERS = {"gevent": None, "gthread": "gthread"}
 
 class Store:
     """A real server: "redis" (the system's) or "valkey" (the wheel's), on a unix socket and, where `port` is
-    given, on that one of 127.0.0.1.
+    given, on that one of 127.0.0.1. `prefix`: the command that is to start it; `options`: more of its own.
     """
 
-    def __init__(self, folder: Path, kind: str = "valkey", port: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        kind: str = "valkey",
+        port: int = 0,
+        prefix: tuple[str, ...] = (),
+        options: tuple[str, ...] = (),
+    ) -> None:
         self.folder = folder
         self.port = port
         self.socket = folder / f"{kind}.sock"
         self.url = f"unix://{self.socket}"
         program = server_binary() if kind == "valkey" else need_binary("redis-server", "redis-server")
         self._command = [
-            *(program, "--port", str(port), "--bind", "127.0.0.1"),
+            *(*prefix, program, "--port", str(port), "--bind", "127.0.0.1"),
             *("--unixsocket", str(self.socket), "--dir", str(folder)),
-            *("--save", "", "--appendonly", "no"),
+            *("--save", "", "--appendonly", "no", *options),
         ]
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
@@ -134,6 +141,7 @@ class Balancer:
         options: tuple[str, ...] = (),
         stdout: int | None = None,
         launch: bool = True,
+        prefix: tuple[str, ...] = (),
     ) -> None:
         self.folder = folder
         self.name = name
@@ -161,7 +169,7 @@ class Balancer:
         )
         kind = WORKERS[worker]
         self._command = [
-            *(sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")),
+            *(*prefix, sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")),
             *(("-k", kind) if kind else ()),
             *options,
             "lb.app",
@@ -341,11 +349,11 @@ class System:
         self._stack.callback(made.end)
         return made.start() if wait else made
 
-    def store(self, kind: str = "valkey", *, tcp: bool = False) -> Store:
+    def store(self, kind: str = "valkey", *, tcp: bool = False, **how: Any) -> Store:
         """Start a store that may be stopped, killed and started again; with `tcp` it has a port, too."""
         folder = Path(tempfile.mkdtemp(prefix="lb-e2e-"))
         self._stack.callback(shutil.rmtree, folder)
-        made = Store(folder, kind, self._stack.enter_context(free_port()) if tcp else 0)
+        made = Store(folder, kind, self._stack.enter_context(free_port()) if tcp else 0, **how)
         self._stack.callback(made.stop)
         return made
 
