@@ -8,6 +8,7 @@ NEWEST := $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 p
 PYTHON ?= $(NEWEST)
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+SOAK_ARGS ?=
 SCALE_ARGS ?=
 # What the bench measures: one installation with the hot path compiled (beside its source a compiled module would
 # hide every edit) and one without, both on the fastest interpreter there is.
@@ -20,7 +21,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz check format loadtest bench scale differential docs clean
+.PHONY: help demo test fuzz soak check format loadtest bench scale differential docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -34,6 +35,9 @@ test: $(VENV)/.dev ## all tests
 fuzz: export FUZZ_EXAMPLES ?= 20000
 fuzz: $(VENV)/.dev ## the properties of HTTP with many new messages; at most about a minute each
 	@exec $(BIN)/pytest tests/properties $(PYTEST_ARGS)
+
+soak: $(VENV)/.dev ## random faults under load; SOAK_ARGS="--minutes N --seed S"
+	@exec $(BIN)/python -m tests.faults.soak $(SOAK_ARGS)
 
 check: $(VENV)/.dev $(VENV)/.loadtest ## format, lint, types, then all tests
 	$(BIN)/ruff format --check .

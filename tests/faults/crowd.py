@@ -65,8 +65,9 @@ def exact(ports: Sequence[int], backends: Sequence[PlainBackend], balancer: Bala
     balancer.idle()
     before = asked(backends)
     total = 50 * len(backends)
-    assert Load(list(ports), 8, total=total, checked=True).run().failures == []
+    failures = Load(list(ports), 8, total=total, checked=True).run().failures
+    assert failures == [], failures
     gained = [now - then for now, then in zip(asked(backends), before, strict=True)]
-    assert sum(gained) == total
+    assert sum(gained) == total, gained
     assert max(gained) - min(gained) <= 1, gained
     balancer.idle()
