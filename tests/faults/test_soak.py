@@ -10,7 +10,7 @@ from tests.support.processes import System
 
 @pytest.mark.slow
 def test_a_few_seconds_of_it(system: System) -> None:
-    done = system.process("soak", "-m", "tests.faults.soak", "--minutes", "0.1", "--seed", "7")
+    done = system.process("soak", "-m", "tests.faults.soak", "--minutes", "0.05", "--seed", "7")
     assert done.wait(50) == 0, done.out + done.err
     lines = done.out.splitlines()
     assert lines[0] == "seed 7"

@@ -101,7 +101,7 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @contextlib.contextmanager
 def paused(site: Site, what: str) -> Iterator[None]:
     """It puts off every command, or every one that may write."""
-    seconds = 3.0
+    seconds = 2.5
     began = time.monotonic()
     site.admin.execute_command("CLIENT", "PAUSE", str(round(seconds * 1000)), what)
     try:
