@@ -21,6 +21,7 @@ HOT = (
     "environ",
     "forwarded",
     "limits",
+    "overload",
     "proxy/answer",
     "proxy/body",
     "proxy/conn",

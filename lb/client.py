@@ -46,7 +46,7 @@ class Served(Protocol):
 
     greenlet: Any
 
-    def serve(self, data: bytes) -> None: ...
+    def serve(self, data: bytes, fault: ProxyError | None = None) -> None: ...
     def close(self) -> None: ...
 
 
@@ -223,10 +223,18 @@ class Client(Reply):
 
     # In a greenlet.
 
-    def serve(self, data: bytes) -> None:
-        """Handle `data`, which begins with a request's head, until the connection is idle or closed."""
+    def serve(self, data: bytes, fault: ProxyError | None = None) -> None:
+        """Handle `data`, which begins with a request's head, until the connection is idle or closed; or
+        answer `fault`, unread.
+        """
         seen = len(self.pending)
         limits = self.host.limits
+        if fault is not None:
+            minor, meaning = limits.known.get(data) or (0, {})
+            # Of a head that is known it is known, too, where the next one begins.
+            keep = minor == 1 and meaning["lb.keep"] and not (self.conn.pending() or self.host.draining)
+            self._refuse(fault, data, keep)
+            return
         while True:
             known = limits.known.get(data)
             if known is not None:
@@ -364,8 +372,8 @@ class Client(Reply):
             return None
         return environ["lb.rest"] if body is None else body.rest
 
-    def _refuse(self, exc: ProxyError, data: bytes) -> None:
-        """Answer a message that cannot be served, which begins with `data`, and close."""
+    def _refuse(self, exc: ProxyError, data: bytes, keep: bool = False) -> None:
+        """Answer a message that cannot be served, which begins with `data`, and close, unless `keep`."""
         request_id = self.host.next_id()
         # Who asks with HEAD takes whatever follows the head for another answer (RFC 9110, section 9.3.2).
         environ = {"REQUEST_METHOD": "HEAD" if _HEAD.match(data) else "GET"}
@@ -374,13 +382,17 @@ class Client(Reply):
         started = perf_counter()
         try:
             body = b"".join(problem(exc, environ, self.start_response, request_id))
-            self.conn.sendall(self.head(b"Connection: close\r\n") + body)
+            self.conn.sendall(self.head(b"" if keep else b"Connection: close\r\n") + body)
             entry.bytes, entry.duration = len(body), perf_counter() - started
-            self.linger()
+            if not keep:
+                self.linger()
         except OSError:
-            pass
+            keep = False
         self.host.log_refused(entry)
-        self.close()
+        if keep:
+            self._await_next()
+        else:
+            self.close()
 
     def _reset(self) -> None:
         """End it so that what was sent cannot be taken for the whole: some bodies end with the connection."""

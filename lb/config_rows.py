@@ -135,6 +135,31 @@ TABLE: tuple[Setting, ...] = (
         "limits.body", "LB_LIMIT_BODY", "longest body of a request, else 413; 0: any", "bytes", 0, 1 << 50
     ),
     Setting(
+        "limits.requests",
+        "LB_LIMIT_REQUESTS",
+        "requests that one worker has under way; beyond that they are answered 503 (not under `gthread`)",
+        low=1,
+        high=1_000_000,
+    ),
+    Setting(
+        "limits.memory",
+        "LB_LIMIT_MEMORY",
+        "resident memory of one worker beyond which requests are answered 503, and idle connections closed; "
+        "0: any (not under `gthread`)",
+        "bytes",
+        0,
+        1 << 50,
+    ),
+    Setting(
+        "limits.delay",
+        "LB_LIMIT_DELAY",
+        "how late the event loop of a worker may be, for a second on end, before some requests are answered "
+        "503; 0: any (not under `gthread`)",
+        "s",
+        0,
+        DAY,
+    ),
+    Setting(
         "tls.certificate",
         "LB_TLS_CERTIFICATE",
         "PEM file with the certificate that clients are shown, and those between it and its authority; "

@@ -250,7 +250,7 @@ class NoPool(InternalError):
 
 
 class Overloaded(InternalError):
-    """This worker is at its ceiling of connections."""
+    """This worker has as much to do as it may (`limits`), or no descriptor left for a backend."""
 
     status = 503
     code = "overloaded"

@@ -19,7 +19,7 @@ from h2.errors import ErrorCodes
 from lb.accesslog import Entry
 from lb.client import Host
 from lb.environ import fill_fields
-from lb.errors import BadRequest, ClientError, ClientGone, ProxyError
+from lb.errors import BadRequest, ClientGone, ProxyError
 from lb.http2_head import Block, Malformed, answer_fields, fields_of, read_request, read_trailers
 from lb.proxy.answer import Answer
 from lb.proxy.body import BodyReader, client_fault
@@ -167,8 +167,7 @@ class Stream:
                 return b""
             self.reader = getcurrent()
             self._wait()
-        pieces = self._pieces
-        data = pieces.popleft()
+        data = (pieces := self._pieces).popleft()
         if len(data) < size and pieces:
             parts = [data]
             room = size - len(data)
@@ -190,8 +189,7 @@ class Stream:
     def _put(self, data: bytes | memoryview, last: bool) -> bool:
         self._check()
         channel = self.channel
-        waited = own_turn = False
-        at, size = 0, len(data)
+        waited, own_turn, at, size = False, False, 0, len(data)
         while at < size:
             room = channel.room(self, own_turn)
             own_turn = False
@@ -216,16 +214,18 @@ class Stream:
         if self.fault is not None:
             raise ConnectionResetError("the stream is closed")
 
-    def serve(self, data: bytes) -> None:
-        """Handle the request."""
+    def serve(self, data: bytes, fault: ProxyError | None = None) -> None:
+        """Handle the request, or answer `fault`."""
         self.channel.reactor.streams.add(self)
         environ = self.channel.base.copy()
         try:
             self._read_head(environ)
+            if fault is not None:
+                raise fault
         except Malformed as exc:
             self._give_up(ErrorCodes.PROTOCOL_ERROR)
             self._log_refused(BadRequest(str(exc)), 0)
-        except ClientError as exc:
+        except ProxyError as exc:
             self._refuse(exc)
         else:
             self._handle(environ)

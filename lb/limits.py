@@ -32,6 +32,9 @@ _LATER = re.compile(rb"([^\r\n]* HTTP/1\.)[2-9]\r\n")
 # The fast parser has two exceptions of its own beside those that the package exports.
 _MALFORMED = (ParseError, FastParseError)
 
+#: What the parser holds to when it is told nothing: the defaults.
+_PARSERS_OWN = (8190, 100, 8190)
+
 _VERSION = re.compile(rb"[^\r\n]* HTTP/[0-9]\.[0-9]\r\n")
 
 
@@ -45,7 +48,8 @@ class Limits:
         self.field_size = settings.field_size
         self.fields = settings.fields
         self._options: dict[str, Any] = {}
-        if settings != LimitSettings(head=settings.head, body=settings.body):
+        sizes = (settings.request_line, settings.fields, settings.field_size)
+        if sizes != _PARSERS_OWN:
             self._options = {
                 "limit_request_line": settings.request_line,
                 "limit_request_fields": settings.fields,

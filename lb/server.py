@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import errno
+import heapq
 import logging
+import random
+import resource
 import socket
 import ssl
 from collections.abc import Callable
@@ -15,10 +17,11 @@ from greenlet import getcurrent, greenlet
 
 from lb.accesslog import Entry
 from lb.client import Client, Served, WsgiApp
-from lb.errors import RequestDeadline
+from lb.errors import Overloaded, ProxyError, RequestDeadline
 from lb.http2 import Session
 from lb.limits import Limits
-from lb.proxy.conn import Conn, RawSocket, Reactor
+from lb.overload import LOOK, Overload, Resident, give_back
+from lb.proxy.conn import OUT_OF, Conn, RawSocket, Reactor
 from lb.proxy.tls import TlsConn
 from lb.settings import ClientSettings, LimitSettings
 
@@ -34,7 +37,13 @@ IDLE_GRACE = 1.0
 TIME_CHECK = 0.25
 """Seconds between two looks for requests that have taken too long."""
 
-_OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+RESERVE = 256
+"""Descriptors that connections to the data listener leave to all else (at most an eighth): connections to
+backends, the control listener, the store, logs.
+"""
+ROOM = 64
+"""Idle connections closed at a time, those first that have idled longest, when descriptors run out."""
+
 _READ = 1
 
 
@@ -81,10 +90,21 @@ class Server:
         #: A `Client` or a `Session` for each connection.
         self.clients: set[Any] = set()
         self._most = settings.connections
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        #: The number of a descriptor from which on no more than the reserve is left.
+        self._last_number = most - min(RESERVE, most // 8) if most > 0 else 1 << 62
         self._proxy_protocol = settings.proxy_protocol
         self._listeners: list[Listener] = []
         self._parked: list[greenlet] = []
+        #: Greenlets that serve, or are parked.
+        self._made = 0
         self._paused = False
+        #: When the log was told last that descriptors run out.
+        self._said = 0.0
+        self.overload = Overload(limits)
+        self._resident = Resident() if limits.memory else None
+        self._look = reactor.loop.timer(LOOK)
+        self._look.start(self._look_at_load)
         #: Seconds that a request and its answer may take; 0: any number.
         self._request = settings.request
         self._timer: Any = None
@@ -99,6 +119,42 @@ class Server:
             for late in client.overdue(now - self._request):
                 fault = RequestDeadline(f"not done within {self._request:g} s")
                 self.reactor.doom(late, now, fault, None)
+
+    def _look_at_load(self) -> None:
+        now = monotonic()
+        # Anew from this very moment: one that repeats would make up for a long turn by coming at once.
+        self._look.stop()
+        self._look = self.reactor.loop.timer(LOOK)
+        self._look.start(self._look_at_load, update=True)
+        overload = self.overload
+        overload.look(now, self._resident.read() if self._resident is not None else 0)
+        if overload.tight:
+            for client in self._idle(now)[:1000]:
+                client.close()
+            if overload.tidy(now):
+                give_back()
+        if self.reactor.starved:
+            self.reactor.starved = False
+            self._out_of_descriptors("no connection to a backend")
+
+    def _idle(self, now: float) -> list[Any]:
+        """Clients of the data side between two requests. Who has just become idle is not meant."""
+        return [
+            one
+            for one in self.clients
+            if one.idle and now - one.idle_since >= IDLE_GRACE and one.base["lb.listener"] == "data"
+        ]
+
+    def _out_of_descriptors(self, what: str) -> None:
+        """Make room, or accept no more for a moment."""
+        now = monotonic()
+        if now - self._said >= 1.0:
+            self._said = now
+            _LOG.error("%s: hardly any descriptor is left (see LimitNOFILE, `ulimit -n`)", what)
+        self._pause("data")
+        gevent.spawn_later(ACCEPT_PAUSE, self._resume)
+        for client in heapq.nsmallest(ROOM, self._idle(now), key=_idle_since):
+            client.close()
 
     def listen(
         self, sock: RawSocket, kind: str, environ: dict[str, Any], tls: ssl.SSLContext | None = None
@@ -123,10 +179,9 @@ class Server:
             except BlockingIOError:
                 return
             except OSError as exc:
-                if exc.errno in _OUT_OF:
-                    _LOG.error("cannot accept: %s; trying again in %g s", exc.strerror, ACCEPT_PAUSE)
-                    self._pause(None)
-                    gevent.spawn_later(ACCEPT_PAUSE, self._resume)
+                if exc.errno in OUT_OF:
+                    self._out_of_descriptors(f"cannot accept: {exc.strerror}")
+                    self._pause(listener.kind)
                     return
                 continue  # that one connection was gone again already
             environ = listener.environ.copy()
@@ -137,6 +192,10 @@ class Server:
             else:
                 conn = TlsConn(self.reactor, sock, listener.tls, plain=announced)
             self.clients.add(Client(self, conn, environ, announced))
+            # The kernel gives the lowest number that is free: a high one says that few are.
+            if sock.fileno() >= self._last_number and listener.kind == "data":
+                self._out_of_descriptors("cannot accept more")
+                return
 
     def _pause(self, kind: str | None) -> None:
         self._paused = True
@@ -160,9 +219,36 @@ class Server:
         session.receive(data)
 
     def run(self, client: Served, data: bytes) -> None:
-        """Let a parked greenlet, or a new one, serve `client`, which has sent `data`."""
+        """Let a parked greenlet, or a new one, serve `client`, which has sent `data`; or refuse that."""
         parked = self._parked
-        (parked.pop() if parked else greenlet(self._serve, self.reactor.hub)).switch(client, data)
+        if not parked or self.overload.strict:
+            self._admit(client, data)
+        else:
+            parked.pop().switch(client, data)
+
+    def _admit(self, client: Served, data: bytes) -> None:
+        parked = self._parked
+        # The control side is there for those who look what is wrong.
+        if not isinstance(client, Client) or client.base["lb.listener"] == "data":
+            why = self.overload.refuses(self._made - len(parked), random.random())
+            if why:
+                greenlet(self._refuse, self.reactor.hub).switch(client, data, Overloaded(why))
+                return
+        if not parked:
+            self._made += 1
+            greenlet(self._serve, self.reactor.hub).switch(client, data)
+        else:
+            parked.pop().switch(client, data)
+
+    def _refuse(self, client: Served, data: bytes, fault: ProxyError) -> None:
+        """In a greenlet of its own, so that whoever is refused takes none from those who are served."""
+        client.greenlet = getcurrent()
+        try:
+            client.serve(data, fault)
+        except Exception:  # noqa: BLE001 - one connection's fault must not end the worker
+            _LOG.exception("refusing a request failed")
+            client.close()
+        self.reactor.doomed.pop(client.greenlet, None)
 
     def _serve(self, client: Served, data: bytes) -> None:
         """What a greenlet does all its life: serve a connection or a stream, park, serve the next one."""
@@ -242,3 +328,8 @@ def accept(listener: RawSocket) -> tuple[RawSocket, Any]:
     if listener.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock, peer
+
+
+def _idle_since(client: Any) -> float:
+    since: float = client.idle_since
+    return since

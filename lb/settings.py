@@ -75,7 +75,8 @@ class ClientSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How large a request may be: bytes of its first line, of one field, of the whole head, of the body
-    (0: any number), and how many fields.
+    (0: any number), and how many fields. And how much one worker takes upon itself: requests under way, bytes
+    of memory, seconds that a turn of its event loop may take (0: any number).
     """
 
     request_line: int = 8190
@@ -83,6 +84,9 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     field_size: int = 8190
     head: int = 65536
     body: int = 0
+    requests: int = 20000
+    memory: int = 0
+    delay: float = 1.0
 
 
 class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

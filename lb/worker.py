@@ -108,7 +108,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             boot.leave_if_orphaned(self.ppid)
 
     def _wait(self, server: Any) -> None:
-        """Let it serve until told to stop.
+        """Let it serve until told to stop, or it has no memory left to serve with.
 
         Before an announced end, more and more answers tell clients that their connection ends: they come back
         at once, so all at the same time would be too many.
@@ -116,7 +116,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         from lb import boot
 
         delay, began = self.service.settings.drain_delay, 0.0
-        while self.alive:
+        while self.alive and not server.overload.stuck(monotonic()):
             self.notify()
             leaving = boot.announced()
             if leaving and delay > 0:
@@ -124,6 +124,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 began = began or now
                 server.draining = random.random() < (now - began) / delay
             self.stopping.wait(LEAVING_LOOK if leaving else 1.0)
+        if self.alive:
+            _LOG.error("beyond limits.memory for too long: leaving to a new worker")
 
     def _listen(self, server: Any) -> None:
         from lb import boot

@@ -342,3 +342,25 @@ def test_head_and_content_in_one_read(connected: Connect) -> None:
             head, DataFrame(number, data=b"a"), DataFrame(number, data=b"b", flags=["END_STREAM"])
         )
         assert client.answer(number).body == b"POST / ab"
+
+
+def test_beyond_the_ceiling_a_stream_is_refused(connected: Connect) -> None:
+    """As an answer, not as REFUSED_STREAM: clients would ask again at once."""
+    waiting: list[Any] = []
+
+    def hold(environ: Environ, start: Callable[..., Any]) -> Iterable[bytes]:
+        waiting.append(gevent.getcurrent())
+        gevent.get_hub().switch()
+        start("200 OK", [])
+        return (b"first",)
+
+    with connected(hold, limits=LimitSettings(requests=1)) as (serving, client):
+        first = client.start("GET", "/first")
+        serving.until(lambda: waiting, "one to be under way")
+        answer = client.get("/second")
+        assert (answer.status, answer.values("retry-after")) == (503, ["1"])
+        assert answer.body.startswith(b"503 Service Unavailable: overloaded")
+        assert [entry.code for entry in serving.logged] == ["overloaded"]
+        serving.loop.run_callback_threadsafe(waiting[0].switch)
+        assert client.answer(first).body == b"first"
+        quiet(serving)

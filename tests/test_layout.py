@@ -72,6 +72,7 @@ GROUPS = {
     "reply": "app",
     "control": "control",
     "server": "worker",
+    "overload": "worker",
     "worker": "worker",
     "boot": "worker",
     "master": "worker",

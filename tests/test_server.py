@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import resource
@@ -17,7 +18,8 @@ import msgspec
 import pytest
 
 from lb import server
-from lb.settings import ClientSettings
+from lb.proxy.conn import OUT_OF
+from lb.settings import ClientSettings, LimitSettings
 from tests.support.clients import PATIENCE, Client, request
 from tests.support.serving import Serving
 
@@ -152,8 +154,147 @@ def test_without_descriptors_it_waits_and_tries_again(caplog: pytest.LogCaptureF
 
 
 def test_out_of_descriptors_is_what_the_system_calls_so() -> None:
-    assert errno.EMFILE in server._OUT_OF
-    assert errno.ECONNABORTED not in server._OUT_OF
+    assert errno.EMFILE in OUT_OF
+    assert errno.ECONNABORTED not in OUT_OF
+
+
+def test_the_reserve_is_left_to_others(caplog: pytest.LogCaptureFixture) -> None:
+    """From a number on it takes one connection at a time; tests/faults/test_descriptors.py gets there."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = socket.socket()
+    number = free.fileno() + 16
+    free.close()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number, before[1]))
+    try:
+        serving = Serving(plain)
+        with serving:
+            assert serving.server._last_number == number - number // 8
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)  # this process has the clients as well
+            clients = [Client(serving.port) for _ in range(20)]
+            assert [client.get(f"/{n}").status for n, client in enumerate(clients[:12])] == [200] * 12
+            for client in clients:
+                client.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert "cannot accept more: hardly any descriptor is left" in caplog.text
+    assert len(caplog.records) < 10, "it is not said each time"
+
+
+# What is refused when there is too much to do.
+
+
+def test_beyond_the_ceiling_requests_are_refused_at_once() -> None:
+    app = Held()
+    with Serving(app, limits=LimitSettings(requests=2)) as serving:
+        one, two, three = (Client(serving.port) for _ in range(3))
+        with one, two, three:
+            for client in (one, two):
+                client.send(request("GET", "/"))
+            serving.until(lambda: len(app.waiting) == 2, "two to be under way")
+            answer = three.get("/now")
+            assert (answer.status, answer.values("Retry-After")) == (503, ["1"])
+            assert answer.values("Connection") == ["close"]
+            assert answer.body.startswith(b"503 Service Unavailable: overloaded")
+            assert three.at_end()
+            three.close()
+            serving.until(lambda: serving.logged, "an entry in the log")
+            assert answer.values("X-Request-Id") == [serving.logged[0].id]
+            assert (serving.logged[0].status, serving.logged[0].code) == (503, "overloaded")
+            serving.call(app.let_go)
+            assert one.read_answer().status == two.read_answer().status == 200
+        with Client(serving.port) as four:
+            assert four.get("/now").status == 200
+
+
+def test_who_says_the_same_again_may_stay_when_refused() -> None:
+    """Where the next head begins is known of a head that is known."""
+    app = Held()
+    with (
+        Serving(app, limits=LimitSettings(requests=1)) as serving,
+        Client(serving.port) as one,
+        Client(serving.port) as two,
+    ):
+        for _ in range(3):
+            assert one.get("/now").status == 200
+        two.send(request("GET", "/"))
+        serving.until(lambda: app.waiting, "one to be under way")
+        for _ in range(3):
+            answer = one.get("/now")
+            assert (answer.status, answer.values("Connection")) == (503, [])
+        serving.call(app.let_go)
+        assert two.read_answer().status == 200
+        assert one.get("/now").status == 200
+
+
+def test_a_body_of_who_is_refused_does_no_harm() -> None:
+    app = Held()
+    with (
+        Serving(app, limits=LimitSettings(requests=1)) as serving,
+        Client(serving.port) as one,
+        Client(serving.port) as two,
+    ):
+        one.send(request("GET", "/"))
+        serving.until(lambda: app.waiting, "one to be under way")
+        answer = two.call("POST", "/now", b"x" * 100_000)
+        assert (answer.status, answer.complete) == (503, True)
+        head = Client(serving.port)
+        head.send(request("HEAD", "/now"))
+        assert head.read_answer("HEAD").status == 503
+        assert head.at_end()
+        head.close()
+        serving.call(app.let_go)
+        assert one.read_answer().status == 200
+
+
+def test_the_control_side_is_never_refused() -> None:
+    app = Held()
+    with (
+        Serving(app, limits=LimitSettings(requests=1), kind="control") as serving,
+        Client(serving.port) as one,
+        Client(serving.port) as two,
+    ):
+        one.send(request("GET", "/"))
+        serving.until(lambda: app.waiting, "one to be under way")
+        assert two.get("/now").status == 200
+        serving.call(app.let_go)
+        assert one.read_answer().status == 200
+
+
+def test_without_memory_idle_connections_go_and_requests_are_refused() -> None:
+    app = Held()
+    with Serving(app, limits=LimitSettings(memory=1)) as serving:
+        serving.until(lambda: serving.server.overload.tight, "it to look")
+        with Client(serving.port) as one, Client(serving.port) as two, Client(serving.port) as idle:
+            one.send(request("GET", "/"))  # alone, and so it is served
+            serving.until(lambda: app.waiting, "one to be under way")
+            assert two.get("/now").status == 503
+            assert idle.at_end()
+            serving.call(app.let_go)
+            assert one.read_answer().status == 200
+
+
+def test_a_loop_that_is_late_makes_it_refuse_some() -> None:
+    """Each request takes 10 ms of the loop's time, and sixty come at a time."""
+
+    def app(environ: Environ, start: Callable[..., Any]) -> Iterable[bytes]:
+        time.sleep(0.01)
+        return plain(environ, start)
+
+    statuses: list[int] = []
+    with Serving(app, limits=LimitSettings(delay=0.1)) as serving, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(serving.port)) for _ in range(60)]
+        deadline = time.monotonic() + PATIENCE
+        while 503 not in statuses:
+            assert time.monotonic() < deadline
+            for client in clients:
+                client.send(request("GET", "/"))
+            for at, client in enumerate(clients):
+                statuses.append(client.read_answer().status)
+                if statuses[-1] == 503:
+                    client.close()
+                    clients[at] = stack.enter_context(Client(serving.port))
+        assert statuses[-60:].count(503) < 60
+        assert serving.server.overload.refused == statuses.count(503)
 
 
 # Greenlets.

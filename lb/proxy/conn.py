@@ -29,6 +29,9 @@ knows how much there is; from 64 KiB on, freeing one makes the allocator tidy it
 #: The socket below gevent's and below Python's own wrapper: nothing between a call and the kernel.
 RawSocket = _socket.socket
 
+#: What a system call fails with when it is this process, or its host, that has no room for a socket.
+OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
 NEVER = float("inf")
 READ, WRITE = 1, 2
 _RESET = struct.pack("ii", 1, 0)
@@ -87,6 +90,8 @@ class Reactor:
         self.scratch = memoryview(bytearray(524288))
         #: Greenlets whose wait is to end with an error, see `doom`.
         self.doomed: dict[greenlet, tuple[float, Exception, Conn | None]] = {}
+        #: Was there no descriptor for a connection to a backend?
+        self.starved = False
         self._timer = self.loop.timer(self.SWEEP)
         self._timer.start(self._sweep)
 

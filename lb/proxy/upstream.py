@@ -10,8 +10,8 @@ from time import monotonic
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from lb.errors import ConnectFailed, ConnectTimeout, TlsFailed
-from lb.proxy.conn import NEVER, Conn, Reactor
+from lb.errors import ConnectFailed, ConnectTimeout, Overloaded, TlsFailed
+from lb.proxy.conn import NEVER, OUT_OF, Conn, Reactor
 from lb.proxy.dial import Address, ThreadConn, TlsThreadConn, connect
 from lb.proxy.fields import ResponseHead
 from lb.proxy.tls import TlsConn
@@ -104,7 +104,8 @@ class Upstream:
     def connect(self, timeout: float) -> Conn | ThreadConn:
         """A fresh connection, tried at each address of the host.
 
-        Raises ConnectFailed, and of its kinds ConnectTimeout and TlsFailed.
+        Raises ConnectFailed, and of its kinds ConnectTimeout and TlsFailed; and Overloaded when it is this
+        process that has no room for a socket, for which no backend is to blame.
         """
         failure: Exception = OSError("the name has no address")
         try:
@@ -117,6 +118,10 @@ class Upstream:
                 return self._open(address, max(until - monotonic(), 0.001))
             except (OSError, ValueError) as exc:  # ValueError: the host can be no name on a certificate
                 failure = exc
+                if isinstance(exc, OSError) and exc.errno in OUT_OF:
+                    if self._reactor is not None:
+                        self._reactor.starved = True
+                    raise Overloaded(f"no connection to {self.url}: {exc.strerror}") from None
                 self._resolved_at = -RESOLVE_FOR
         if isinstance(failure, ssl.SSLError):
             raise TlsFailed(f"{self.url}: {_words(failure)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import sys
 import threading
@@ -12,7 +13,7 @@ import gevent
 import pytest
 
 from lb.certificates import client_context
-from lb.errors import ConnectFailed, ConnectTimeout
+from lb.errors import ConnectFailed, ConnectTimeout, Overloaded
 from lb.proxy.conn import Conn, Reactor
 from lb.proxy.dial import ThreadConn, TlsThreadConn
 from lb.proxy.tls import TlsConn
@@ -307,3 +308,25 @@ def test_ipv6(own_reactor: Reactor | None) -> None:
 def test_an_upstream_that_was_not_mounted_says_so() -> None:
     with pytest.raises(RuntimeError, match="not mounted"):
         Upstream("http://127.0.0.1:1", None).send(None)
+
+
+def test_without_a_descriptor_no_backend_is_to_blame(own_reactor: Reactor | None) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Backend(hold) as backend:
+        upstream = Upstream(backend.url, own_reactor)
+
+        def starve() -> None:
+            with socket.socket() as free:
+                number = free.fileno()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (number, before[1]))
+            try:
+                with pytest.raises(Overloaded, match="Too many open files") as caught:
+                    upstream.connect(5)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            assert not caught.value.safe_to_retry(True)
+
+        in_greenlet(starve)
+        if own_reactor is not None:
+            assert own_reactor.starved
+        open_one(upstream).close()

@@ -40,12 +40,14 @@ class Serving:
         path: Path | None = None,
         limits: LimitSettings = LimitSettings(),  # noqa: B008 - frozen
         tls: ssl.SSLContext | None = None,
+        kind: str = "data",
     ) -> None:
         self._app = app
         self._settings = settings
         self._limits = limits
         self._path = path
         self._tls = tls
+        self._kind = kind
         #: What was written to the access log.
         self.logged: list[Entry] = []
         self.port = 0
@@ -71,7 +73,7 @@ class Serving:
         self.server = Server(
             self.reactor, self._app, self._settings, self._limits, self._next_id, self.logged.append
         )
-        self.server.listen(self._listener(), "data", ENVIRON, self._tls)
+        self.server.listen(self._listener(), self._kind, ENVIRON, self._tls)
         self._ready.set()
         self._stop.wait()
         self.server.stop_accepting()
