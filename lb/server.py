@@ -38,11 +38,13 @@ TIME_CHECK = 0.25
 """Seconds between two looks for requests that have taken too long."""
 
 RESERVE = 256
-"""Descriptors that connections to the data listener leave to all else (at most an eighth): connections to
-backends, the control listener, the store, logs.
+"""Descriptors that connections to the data listener leave to all else (at most an eighth). A quarter of them
+is left by those to backends, too: for the control listener, the store, logs.
 """
 ROOM = 64
 """Idle connections closed at a time, those first that have idled longest, when descriptors run out."""
+SAY_AGAIN = 1.0
+"""Seconds for which the log is not told again that descriptors run out."""
 
 _READ = 1
 
@@ -90,17 +92,20 @@ class Server:
         #: A `Client` or a `Session` for each connection.
         self.clients: set[Any] = set()
         self._most = settings.connections
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         #: The number of a descriptor from which on no more than the reserve is left.
-        self._last_number = most - min(RESERVE, most // 8) if most > 0 else 1 << 62
+        self._last_number = 1 << 62
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if most > 0:
+            reserve = min(RESERVE, most // 8)
+            self._last_number, reactor.last_number = most - reserve, most - reserve // 4
         self._proxy_protocol = settings.proxy_protocol
         self._listeners: list[Listener] = []
         self._parked: list[greenlet] = []
         #: Greenlets that serve, or are parked.
         self._made = 0
         self._paused = False
-        #: When the log was told last that descriptors run out.
-        self._said = 0.0
+        #: When the log was told last what descriptors are missing for.
+        self._said: dict[str, float] = {}
         self.overload = Overload(limits)
         self._resident = Resident() if limits.memory else None
         self._look = reactor.loop.timer(LOOK)
@@ -148,8 +153,8 @@ class Server:
     def _out_of_descriptors(self, what: str) -> None:
         """Make room, or accept no more for a moment."""
         now = monotonic()
-        if now - self._said >= 1.0:
-            self._said = now
+        if now - self._said.get(what, 0.0) >= SAY_AGAIN:
+            self._said[what] = now
             _LOG.error("%s: hardly any descriptor is left (see LimitNOFILE, `ulimit -n`)", what)
         self._pause("data")
         gevent.spawn_later(ACCEPT_PAUSE, self._resume)

@@ -90,7 +90,9 @@ class Reactor:
         self.scratch = memoryview(bytearray(524288))
         #: Greenlets whose wait is to end with an error, see `doom`.
         self.doomed: dict[greenlet, tuple[float, Exception, Conn | None]] = {}
-        #: Was there no descriptor for a connection to a backend?
+        #: The number of a descriptor from which on connections to backends must not use any more; was there
+        #: none for one?
+        self.last_number = 1 << 62
         self.starved = False
         self._timer = self.loop.timer(self.SWEEP)
         self._timer.start(self._sweep)

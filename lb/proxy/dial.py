@@ -136,6 +136,8 @@ def connect(
     family, target = address
     sock = RawSocket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
+        if reactor is not None and sock.fileno() >= reactor.last_number:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         if family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if reactor is None:
