@@ -76,6 +76,15 @@ POOL_ROWS: tuple[Setting, ...] = (
         DAY,
     ),
     Setting(
+        "pools.NAME.queue.target",
+        "LB_QUEUE_TARGET",
+        "how long it may while more requests come than can be served, that is since one has waited in vain; "
+        "0: a tenth of `queue.timeout`",
+        "s",
+        0,
+        DAY,
+    ),
+    Setting(
         "pools.NAME.zone_threshold",
         "LB_ZONE_THRESHOLD",
         "share of the backends of a zone: while fewer are available, balancers of that zone use all zones",

@@ -105,11 +105,17 @@ class ReportPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class QueuePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Requests that wait while every backend is at its `max_connections`: how many in the whole fleet at most
-    (0: none), and for how many seconds.
+    (0: none), for how many seconds, and for how many when not all can be served (0: a tenth of that).
     """
 
     size: int = 1024
     timeout: float = 5.0
+    target: float = 0.0
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a request may wait when more come than can be served."""
+        return min(self.target or self.timeout / 10, self.timeout)
 
 
 class Canary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

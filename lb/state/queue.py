@@ -5,6 +5,12 @@ worker has a ticket in it for each of its requests, and asks when it is told tha
 frees a slot itself, when the pool changes, and every `POLL` seconds in case it was not told. To ask is to
 claim: the same call takes the slot, and the ticket out of the queue.
 
+When more come than can be served, all would wait for `queue.timeout`, and be answered when hardly any client
+waits any more. So when one has waited in vain, or found the queue full, some are going to be refused in any
+case, and those that have waited for `queue.target` are: as many are served, and those in time. It is over
+when one is served soon and nobody is left (the controlled delay of RFC 8289, with a failure in place of an
+interval, so that a queue that does serve everybody is left alone).
+
 While the store is away the tickets of this worker are served in their order as its own connections end, and
 they alone count against the bound.
 """
@@ -21,6 +27,8 @@ from lb.errors import ProxyError, QueueFull, QueueTimeout
 from lb.model import Backend
 from lb.state.claims import Claims
 from lb.state.wishes import QUEUED, leaving, marked, number_of
+
+NEVER = float("-inf")
 
 POLL = 0.5
 """Seconds after which a ticket asks without having been told to."""
@@ -52,6 +60,7 @@ class Ticket:
         "_rouse",
         "_until",
         "asking",
+        "came",
         "deadline",
         "exclude",
         "fault",
@@ -86,7 +95,8 @@ class Ticket:
         self.over = False
         self.pick: Backend | None = None
         self.fault: ProxyError | None = None
-        self.deadline = min(until, monotonic() + POLL)
+        self.came = monotonic()
+        self.deadline = min(until, self.came + POLL)
         self.reader: Any = None
         self.writer: Any = None
         self._until = until
@@ -102,6 +112,7 @@ class Ticket:
             self.pick = pick
             if pick is not None:
                 self.fault = None
+                self.line.serves(self)
             if pick is None and self.hopeless:
                 self.line.leave(self)
             else:
@@ -122,7 +133,13 @@ class Ticket:
             f"no backend of pool {self.line.claims.keys.pool} had room in time", retry_after(timeout)
         )
         self.line.leave(self)
+        self.line.in_vain(now)
         self._rouse(self)
+
+    def hurry(self, until: float) -> None:
+        """Its time is over then, if it was not before that."""
+        self._until = min(self._until, until)
+        self.deadline = min(self.deadline, self._until)
 
     def interrupt(self, exc: Exception) -> bool:
         """Raise `exc` in the greenlet that waits."""
@@ -142,6 +159,8 @@ class Queue:
         self._tickets: dict[str, Ticket] = {}
         self._retries = 0
         self._numbers = 0
+        #: When a request has waited in vain, where that still counts.
+        self._vain = NEVER
         claims.line = self
 
     def __len__(self) -> int:
@@ -168,7 +187,8 @@ class Queue:
             return None
         self._numbers += 1
         wish = claims.choice.wait_for(exclude, request, canary, own)
-        until = monotonic() + policy.timeout
+        now = monotonic()
+        until = now + (policy.patience if self._overloaded(now) else policy.timeout)
         ticket = Ticket(self, str(self._numbers), wish, exclude, until, rouse)
         began = perf_counter()
         try:
@@ -216,6 +236,25 @@ class Queue:
             ticket.asking = True
             self.claims.ask(ticket, ticket.wish)
 
+    def _overloaded(self, now: float) -> bool:
+        """Do more come than can be served?"""
+        return now - self._vain < self.claims.snapshot.settings.queue.timeout
+
+    def in_vain(self, now: float) -> None:
+        """Somebody was refused: from now on nobody waits for long."""
+        began, self._vain = not self._overloaded(now), now
+        if began:
+            patience = self.claims.snapshot.settings.queue.patience
+            for ticket in self._tickets.values():
+                ticket.hurry(ticket.came + patience)
+
+    def serves(self, ticket: Ticket) -> None:
+        """One gets its slot. If that was soon, and nobody is left here, there is room for all again."""
+        if self._vain != NEVER and len(self._tickets) <= 1:
+            patience = self.claims.snapshot.settings.queue.patience
+            if monotonic() - ticket.came < patience / 2:
+                self._vain = NEVER
+
     # What the claims call.
 
     def ask(self, most: int | None = None) -> None:
@@ -247,6 +286,7 @@ class Queue:
             ticket = self._tickets.get(number)
             if ticket is not None:
                 ticket.fault = self._full()
+                self.in_vain(monotonic())
 
     def says(self, wishes: Sequence[str]) -> str:
         """What a call says of the tickets of its claims; see `redis/claim.lua`."""

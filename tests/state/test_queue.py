@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from time import monotonic
 
 import pytest
 import redis
@@ -286,3 +287,96 @@ def test_the_end_of_the_worker_is_the_end_of_waiting(window: Window) -> None:
 
 def test_what_a_client_is_told_to_wait() -> None:
     assert [retry_after(timeout) for timeout in (0.001, 1, 1.2, 5)] == [1, 1, 2, 5]
+
+
+# More than can be served.
+
+
+def overdue(ticket: Ticket, seconds: float) -> bool:
+    """Would its time be over in so many seconds?"""
+    return ticket._until <= monotonic() + seconds
+
+
+def test_when_one_waits_in_vain_the_others_wait_for_less(window: Window) -> None:
+    window.declare(QueuePolicy(timeout=50, target=2))
+    late: list[bool] = []
+    oldest: list[Ticket] = []
+
+    def last(ticket: Ticket) -> None:
+        """It comes when all is known."""
+        late.append(overdue(ticket, 2))
+        window.claims.release(NAMES[0])
+        window.turn()
+        ticket.hurry(0.0)
+        ticket.expire()
+
+    def second(ticket: Ticket) -> None:
+        late.append(overdue(ticket, 2))
+        oldest[0].hurry(0.0)
+        oldest[0].expire()
+        late.append(overdue(ticket, 2))
+        with pytest.raises(QueueTimeout):
+            window.wait(last)
+        window.turn()
+        assert ticket.over
+
+    def first(ticket: Ticket) -> None:
+        oldest.append(ticket)
+        window.turn()
+        assert window.wait(second) == NAMES[0]
+
+    with pytest.raises(QueueTimeout):
+        window.wait(first)
+    assert late == [False, True, True]
+
+
+def test_who_finds_the_queue_full_tells_of_it(window: Window) -> None:
+    window.declare(QueuePolicy(size=1, timeout=50, target=2))
+
+    def second(ticket: Ticket) -> None:
+        window.turn()
+
+    def first(ticket: Ticket) -> None:
+        window.turn()
+        assert not overdue(ticket, 2)
+        with pytest.raises(QueueFull):
+            window.wait(second)
+        assert overdue(ticket, 2)
+        window.claims.release(NAMES[0])
+        window.turn()
+
+    assert window.wait(first) == NAMES[0]
+
+
+def test_it_is_over_when_one_is_served_soon_and_nobody_is_left(window: Window) -> None:
+    window.declare(QueuePolicy(timeout=50, target=20))
+    window.line.in_vain(monotonic())
+    until: list[bool] = []
+
+    def step(ticket: Ticket) -> None:
+        until.append(overdue(ticket, 20))
+        window.turn()
+        window.claims.release(NAMES[0])
+        window.turn()
+
+    assert window.wait(step) == window.wait(step) == NAMES[0]
+    assert until == [True, False]
+
+
+def test_it_is_over_by_itself_after_the_usual_time(window: Window) -> None:
+    window.declare(QueuePolicy(timeout=50, target=2))
+    window.line.in_vain(monotonic() - 51)
+
+    def step(ticket: Ticket) -> None:
+        assert not overdue(ticket, 2)
+        window.turn()
+        window.claims.release(NAMES[0])
+        window.turn()
+
+    assert window.wait(step) == NAMES[0]
+
+
+def test_the_target_is_a_tenth_unless_it_is_said() -> None:
+    assert QueuePolicy(timeout=7).patience == pytest.approx(0.7)
+    assert QueuePolicy(timeout=7, target=3).patience == 3
+    assert QueuePolicy(timeout=2, target=3).patience == 2
