@@ -62,6 +62,8 @@ class AccessLog:
         self._pending: list[Entry] = []
         self._rest = b""
         self._failing = False
+        #: Does what was written last end within a line, whose rest is lost?
+        self._torn = False
         self._encoder = msgspec.json.Encoder()
         self._fd = -1
         # Under threads the last flush, at the end of the process, waits for one that is under way.
@@ -88,6 +90,7 @@ class AccessLog:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = fd
+        self._torn = False
 
     def flush(self) -> None:
         """Write what has gathered. Never raises for the destination's faults."""
@@ -100,17 +103,22 @@ class AccessLog:
         # The list stays the same object: `add` is bound to it. Other threads may add to it meanwhile.
         entries = self._pending[:]
         del self._pending[: len(entries)]
-        data = self._rest + self._encoder.encode_lines(entries)
+        data = (b"\n" if self._torn else b"") + self._rest + self._encoder.encode_lines(entries)
         self._rest = b""
+        torn = self._torn
         try:
             while data:
-                data = data[os.write(self._fd, self._next(data)) :]
+                size = os.write(self._fd, self._next(data))
+                torn, data = data[size - 1 : size] != b"\n", data[size:]
         except BlockingIOError:
+            self._torn = False
             self._keep(data)
             return
         except OSError as exc:
+            self._torn = torn  # a disk that is nearly full takes a part
             self._lose(data, str(exc))
             return
+        self._torn = False
         if self._failing:
             _LOG.warning("access log %s works again; %d lines were lost", self.destination, self.dropped)
             self._failing = False
@@ -142,7 +150,7 @@ class AccessLog:
         self._rest = data
 
     def _lose(self, data: bytes, why: str) -> None:
-        self.dropped += data.count(b"\n")
+        self.dropped += data.count(b"\n") - data.startswith(b"\n")
         if not self._failing:
             _LOG.error("access log %s: %s; lines are lost until it takes them again", self.destination, why)
         self._failing = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,29 @@ def test_a_pipe_that_nobody_reads_blocks_nobody_and_tears_no_line(tmp_path: Path
     targets = [json.loads(line)["target"] for line in text.splitlines()]
     assert targets == [f"/{number}" for number in range(3000)]
     os.close(reader)
+
+
+def test_a_line_that_was_torn_spoils_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A disk that is nearly full takes a part of a line; what comes when there is room is on its own."""
+    path = tmp_path / "a.log"
+    log = AccessLog(str(path))
+    log.add(entry("/first"))
+    log.flush()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, before[1]))
+    try:
+        for target in ("/torn", "/lost"):
+            log.add(entry(target))
+            log.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert log.dropped == 2
+    for target in ("/second", "/third"):
+        log.add(entry(target))
+        log.flush()
+    first, torn, second, third = path.read_text().splitlines()
+    assert [json.loads(line)["target"] for line in (first, second, third)] == ["/first", "/second", "/third"]
+    assert len(torn) == 20
+    assert [record.getMessage() for record in caplog.records][1:] == [
+        f"access log {path} works again; 2 lines were lost"
+    ]

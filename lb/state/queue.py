@@ -249,10 +249,12 @@ class Queue:
                 ticket.hurry(ticket.came + patience)
 
     def serves(self, ticket: Ticket) -> None:
-        """One gets its slot. If that was soon, and nobody is left here, there is room for all again."""
+        """One gets its slot. If that was soon, and nobody is left here, there is room for all again; unless
+        somebody was refused just now: a worker that stood still has refused all of its own at once.
+        """
         if self._vain != NEVER and len(self._tickets) <= 1:
-            patience = self.claims.snapshot.settings.queue.patience
-            if monotonic() - ticket.came < patience / 2:
+            patience, now = self.claims.snapshot.settings.queue.patience, monotonic()
+            if now - ticket.came < patience / 2 and now - self._vain > patience * 2:
                 self._vain = NEVER
 
     # What the claims call.
