@@ -119,8 +119,8 @@ end
 local function ramp(field, now)
   if not field then return 1 end
   local from, till = unpack_record(RAMP, field)
-  if now >= till then return 1 end
-  return SLOWEST + (1 - SLOWEST) * math.max(0, now - from) / (till - from)
+  if now >= till or now < from then return 1 end -- before it: the clock was put back
+  return SLOWEST + (1 - SLOWEST) * (now - from) / (till - from)
 end
 
 -- One command over any number of arguments, in as few calls as the stack allows; `group` is how many

@@ -15,7 +15,10 @@
 
 local state, order, workers, lease = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local now, seen = call('TIME'), call('ZSCORE', workers, ARGV[1])
-if seen and now[1] + now[2] / 1000000 - tonumber(seen) < tonumber(ARGV[2]) then return -1 end
+local age = seen and now[1] + now[2] / 1000000 - tonumber(seen)
+-- A sign of life from the future: the clock was put back. Whoever lives gives another one; a lease begins for the dead.
+if age and age < 0 then call('ZADD', workers, now[1] + now[2] / 1000000, ARGV[1]) end
+if age and age < tonumber(ARGV[2]) then return -1 end
 
 if (call('HGET', state, '_z') or '') ~= ARGV[3] then return -2 end
 local delta, total = {}, 0

@@ -50,10 +50,11 @@ def reap_dead(registry: Registry, pool: str, lease: float = LEASE) -> int:
 
     Returns how many connections that were. Any number of processes may do so at the same time.
     """
-    keys = PoolKeys(pool)
-    limit = registry.now() - lease
-    dead = cast("list[bytes]", registry.client.zrangebyscore(keys.workers, "-inf", limit))
+    keys, now = PoolKeys(pool), registry.now()
+    found = cast("list[bytes]", registry.client.zrangebyscore(keys.workers, "-inf", now - lease))
+    # So far ahead is only what was written before the server's clock was put back.
+    found += cast("list[bytes]", registry.client.zrangebyscore(keys.workers, now + lease, "+inf"))
     total = 0
-    for worker in dead:
+    for worker in found:
         total += registry.scripts.reap(keys, worker.decode(), lease) or 0
     return total

@@ -64,6 +64,20 @@ def test_the_dead_are_reaped_and_the_living_are_not(pool: Pool, registry: Regist
         leases["dead1"].beat()
 
 
+def test_a_sign_of_life_from_the_future_is_not_believed_for_long(pool: Pool, registry: Registry) -> None:
+    """The server's clock was put back: who died before that would hold what it has until it has caught up."""
+    pool.make("round-robin", "a")
+    lease = WorkerLease(pool.scripts, "p", "me")
+    lease.open({})
+    pool.claim(1, "me", lease.epoch)
+    make_old(pool, "me", seconds=-3600)
+    assert reap_dead(registry, "p") == 0
+    assert registry.now() - 60 < pool.client.zscore(pool.keys.workers, "me") <= registry.now()
+    make_old(pool, "me")
+    assert reap_dead(registry, "p") == 1
+    assert pool.in_flight() == {}
+
+
 def test_a_worker_that_was_only_stopped_goes_on_with_what_it_holds(pool: Pool, registry: Registry) -> None:
     pool.make("round-robin", "ab")
     lease = WorkerLease(pool.scripts, "p", "stopped")

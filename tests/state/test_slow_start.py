@@ -120,6 +120,15 @@ def test_and_rules_that_compare(pool: Pool) -> None:
     assert pool.call(3, rules=[("f", "b", "")] * 3)[1] == ["b", "b", "b"]
 
 
+def test_one_that_begins_in_the_future_is_none(pool: Pool) -> None:
+    """The server's clock was put back: a backend must not have a tenth until it has caught up."""
+    pool.make("weighted-round-robin", {"a": 1, "b": 1})
+    begin = time.time() + HOUR
+    pool.client.hset(pool.keys.state, "_ua", struct.pack("<2d", begin, begin + 60))
+    pool.client.hset(pool.keys.state, "_u", begin + 60)
+    assert Counter(pool.claim(100)) == {"a": 50, "b": 50}
+
+
 def test_a_canarys_order_has_it_too(pool: Pool) -> None:
     pool.make("round-robin", "ab")
     pool.commit(canary="least-connections")

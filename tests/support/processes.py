@@ -48,6 +48,7 @@ class Store:
         port: int = 0,
         prefix: tuple[str, ...] = (),
         options: tuple[str, ...] = (),
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
         self.port = port
@@ -59,6 +60,7 @@ class Store:
             *("--unixsocket", str(self.socket), "--dir", str(folder)),
             *("--save", "", "--appendonly", "no", *options),
         ]
+        self._env = os.environ | {"LC_ALL": "C"} | dict(env or {})
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -70,7 +72,7 @@ class Store:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=os.environ | {"LC_ALL": "C"},
+                env=self._env,
             )
         eventually(self._answers, "the store to answer")
 
