@@ -153,8 +153,8 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "limits.delay",
         "LB_LIMIT_DELAY",
-        "how late the event loop of a worker may be, for a second on end, before some requests are answered "
-        "503; 0: any (not under `gthread`)",
+        "how late the event loop of a worker may be, or how long a connection may wait to be accepted, for a "
+        "second on end, before some requests are answered 503; 0: any (not under `gthread`)",
         "s",
         0,
         DAY,

@@ -2,8 +2,9 @@
 
 What is refused costs a small part of what is served, so the rest is still answered in time; what is taken
 and answered too late is work for nobody. Three things count: requests under way, resident memory, and how
-late the event loop is. The last is a delay that every step of every request has to bear, whatever it is that
-takes the time; it must be late for `INTERVAL` on end, as in CoDel (RFC 8289): a burst is not an overload.
+late the event loop is, or whoever waits to be accepted. The last is a delay that every request has to bear,
+whatever it is that takes the time; it must be there for `INTERVAL` on end, as in CoDel (RFC 8289): a burst is
+not an overload.
 
 `Overload` decides, without a clock, I/O or chance of its own: time, memory and chance arrive as arguments.
 """
@@ -76,14 +77,16 @@ class Overload:
         elif self.tight and under_way > 0:
             why = f"more than {limits.memory / _MIB:.4g} MiB of memory"
         elif chance >= self.share:
-            why = f"the event loop is more than {limits.delay:g} s late"
+            why = f"more than {limits.delay:g} s late"
         if why:
             self.refused += 1
             self._why = why
         return why
 
-    def look(self, now: float, resident: int) -> None:
-        """To be called every `LOOK` seconds; `now` by a clock that never jumps, `resident` in bytes."""
+    def look(self, now: float, resident: int, waiting: float = 0.0) -> None:
+        """To be called every `LOOK` seconds; `now` by a clock that never jumps, `resident` in bytes,
+        `waiting` the seconds that a connection waits to be accepted.
+        """
         limits = self._limits
         if limits.memory:
             if not self.tight and resident > limits.memory:
@@ -91,13 +94,13 @@ class Overload:
             elif self.tight and resident < limits.memory * RELIEF:
                 self.tight = False
         if limits.delay:
-            self._judge(now)
+            self._judge(now, waiting)
         self._looked = now
         self.strict = self.tight or self.share < 1.0
         self._tell(now)
 
-    def _judge(self, now: float) -> None:
-        late = now - self._looked - LOOK if self._looked else 0.0
+    def _judge(self, now: float, waiting: float) -> None:
+        late = max(now - self._looked - LOOK, waiting) if self._looked else 0.0
         if late < self._limits.delay:
             self._late_looks = 0
             self.share = min(1.0, self.share + MORE)

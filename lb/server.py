@@ -8,6 +8,7 @@ import random
 import resource
 import socket
 import ssl
+import sys
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -46,6 +47,8 @@ ROOM = 64
 SAY_AGAIN = 1.0
 """Seconds for which the log is not told again that descriptors run out."""
 
+_UNACKED = 24
+"""Where Linux's `struct tcp_info` has `tcpi_unacked`, of a listener the length of its queue."""
 _READ = 1
 
 
@@ -77,7 +80,9 @@ class Server:
         limits: LimitSettings,
         next_id: Callable[[], str],
         log_refused: Callable[[Entry], None],
+        workers: int = 1,
     ) -> None:
+        """`workers`: how many processes accept on the same listeners."""
         self.reactor = reactor
         self.app = app
         self.keepalive = settings.keepalive
@@ -106,6 +111,10 @@ class Server:
         self._paused = False
         #: When the log was told last what descriptors are missing for.
         self._said: dict[str, float] = {}
+        #: Connections that were accepted since then.
+        self._accepted = 0
+        self._counted = monotonic()
+        self._workers = workers
         self.overload = Overload(limits)
         self._resident = Resident() if limits.memory else None
         self._look = reactor.loop.timer(LOOK)
@@ -132,7 +141,8 @@ class Server:
         self._look = self.reactor.loop.timer(LOOK)
         self._look.start(self._look_at_load, update=True)
         overload = self.overload
-        overload.look(now, self._resident.read() if self._resident is not None else 0)
+        resident = self._resident.read() if self._resident is not None else 0
+        overload.look(now, resident, self._waiting(now))
         if overload.tight:
             for client in self._idle(now)[:1000]:
                 client.close()
@@ -141,6 +151,17 @@ class Server:
         if self.reactor.starved:
             self.reactor.starved = False
             self._out_of_descriptors("no connection to a backend")
+
+    def _waiting(self, now: float) -> float:
+        """Seconds that a new connection waits to be accepted: by how many do, and at which pace all workers
+        take them, if they do as this one.
+        """
+        passed, taken = now - self._counted, self._accepted
+        self._counted, self._accepted = now, 0
+        if self._paused or not taken:
+            return 0.0
+        waiting = sum(backlog(one.sock) for one in self._listeners if one.kind == "data")
+        return waiting * passed / (taken * self._workers)
 
     def _idle(self, now: float) -> list[Any]:
         """Clients of the data side between two requests. Who has just become idle is not meant."""
@@ -197,6 +218,7 @@ class Server:
             else:
                 conn = TlsConn(self.reactor, sock, listener.tls, plain=announced)
             self.clients.add(Client(self, conn, environ, announced))
+            self._accepted += 1
             # The kernel gives the lowest number that is free: a high one says that few are.
             if sock.fileno() >= self._last_number and listener.kind == "data":
                 self._out_of_descriptors("cannot accept more")
@@ -333,6 +355,15 @@ def accept(listener: RawSocket) -> tuple[RawSocket, Any]:
     if listener.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock, peer
+
+
+def backlog(listener: RawSocket) -> int:
+    """How many connections wait to be accepted; 0 where nobody knows (unix sockets)."""
+    try:
+        found = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNACKED + 4)
+    except OSError:
+        return 0
+    return int.from_bytes(found[_UNACKED:], sys.byteorder)
 
 
 def _idle_since(client: Any) -> float:

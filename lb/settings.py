@@ -76,7 +76,7 @@ class ClientSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How large a request may be: bytes of its first line, of one field, of the whole head, of the body
     (0: any number), and how many fields. And how much one worker takes upon itself: requests under way, bytes
-    of memory, seconds that a turn of its event loop may take (0: any number).
+    of memory, seconds that its event loop, or whoever waits to be accepted, may be late (0: any number).
     """
 
     request_line: int = 8190
@@ -86,7 +86,7 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     body: int = 0
     requests: int = 20000
     memory: int = 0
-    delay: float = 1.0
+    delay: float = 5.0
 
 
 class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

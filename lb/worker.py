@@ -82,7 +82,13 @@ class Worker(GeventWorker):  # type: ignore[misc]
         app.install(self.service)
         settings = self.service.settings
         server = Server(
-            reactor, self.wsgi, settings.client, settings.limits, self.service.next_id, self.service.log.add
+            reactor,
+            self.wsgi,
+            settings.client,
+            settings.limits,
+            self.service.next_id,
+            self.service.log.add,
+            self.cfg.workers,
         )
         try:
             self.service.start()

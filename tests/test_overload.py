@@ -35,10 +35,10 @@ class Watched:
         self.now = 1000.0
         self.overload.look(self.now, 0)
 
-    def look(self, late: float = 0.0, resident: int = 0) -> None:
+    def look(self, late: float = 0.0, resident: int = 0, waiting: float = 0.0) -> None:
         """Look once, so many seconds late."""
         self.now += LOOK + late
-        self.overload.look(self.now, resident)
+        self.overload.look(self.now, resident, waiting)
 
     def pass_by(self, seconds: float, resident: int = 0) -> None:
         """Look for so long, never late."""
@@ -142,6 +142,17 @@ def test_fewer_are_taken_until_it_is_in_time_and_never_none() -> None:
     watched.pass_by(LOOK * 60)
     assert watched.overload.share == 1.0
     assert not watched.overload.strict
+
+
+def test_who_waits_to_be_accepted_counts_as_much() -> None:
+    watched = Watched(delay=0.5)
+    for _ in range(round(INTERVAL / LOOK) // 2):
+        watched.look(waiting=0.6)
+    assert watched.overload.share == 1.0
+    for _ in range(round(INTERVAL / LOOK) // 2 + 2):
+        watched.look(waiting=0.6)
+    assert watched.overload.share <= FEWER
+    assert watched.overload.refuses(1, 0.99) == "more than 0.5 s late"
 
 
 def test_chance_decides_who_is_taken() -> None:

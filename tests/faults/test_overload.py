@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import time
 import urllib.request
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 
+from lb.settings import LimitSettings
 from tests.support.backends import Backend, Peer, ok, stall
 from tests.support.clients import Client, Load, get, request
 from tests.support.openload import OpenLoad
 from tests.support.processes import System
 from tests.support.run import eventually
+from tests.support.serving import Serving
 
 SERVICE = 0.2
 """Seconds that the backend takes for a request."""
@@ -49,6 +54,28 @@ def test_goodput_at_three_times_the_capacity(system: System) -> None:
     balancer.idle()
     # And when it is over it is as before.
     assert get(balancer.port, "/after").status == 200
+
+
+@pytest.mark.slow
+def test_goodput_when_the_worker_itself_is_too_slow() -> None:
+    """Each request takes the event loop 10 ms; three times as many come, on connections of their own."""
+    served: list[float] = []
+
+    def app(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        time.sleep(0.01)
+        served.append(time.monotonic())
+        start("200 OK", [])
+        return (b"ok",)
+
+    before, seconds = 4.0, 4.0
+    with Serving(app, limits=LimitSettings(delay=0.2)) as serving:
+        began = time.monotonic()
+        found = OpenLoad(serving.port, 300, before + seconds, PATIENCE).run().since(before)
+    assert set(found) <= {200, 503, 0}
+    took = sum(began + before <= at for at in served)
+    assert found[200] >= 0.8 * took  # what it did was not in vain
+    assert found[200] >= 0.4 * 100 * seconds
+    assert found[503] > found[0]
 
 
 def test_a_ceiling_of_requests(system: System) -> None:
