@@ -66,9 +66,10 @@ def test_no_backend_is_blamed(system: System) -> None:
 
     with Backend(slow) as backend, contextlib.ExitStack() as stack:
         balancer = start(system, backend.url)
-        clients = [stack.enter_context(Client(balancer.port)) for _ in range(MOST - RESERVE - 40)]
-        for client in clients:
-            client.send(request("GET", "/slow"))
+        clients = []
+        for _ in range(MOST - RESERVE - 40):
+            clients.append(stack.enter_context(Client(balancer.port)))
+            clients[-1].send(request("GET", "/slow"))  # at once: idle ones would have to make room
         eventually(lambda: "no connection to a backend" in balancer.process.err, "it to run out")
         assert balancer.readyz()["status"] == "ready"
         assert balancer.view.states() == {backend.id: "unknown"}  # nobody probes it
@@ -76,6 +77,7 @@ def test_no_backend_is_blamed(system: System) -> None:
         statuses = Counter(client.read_answer().status for client in clients)
         assert set(statuses) == {200, 503}
         assert statuses[200] > RESERVE // 2
+        eventually(lambda: len(balancer.log) == len(clients), "all to be in the log")
         assert {entry.get("code", "") for entry in balancer.log} == {"", "overloaded"}
         stack.close()
         eventually(lambda: get(balancer.port, "/quick").status == 200, "it to serve again")
