@@ -192,6 +192,14 @@ TABLE: tuple[Setting, ...] = (
         0,
         1,
     ),
+    Setting(
+        "decisions.rate",
+        "LB_DECISION_RATE",
+        "of how many of this share a second at most, in each worker and pool; 0: any number",
+        "1/s",
+        0,
+        1_000_000,
+    ),
     Setting("decisions.keep", "LB_DECISION_KEEP", "how long it is kept", "s", 1, DAY),
     Setting(
         "decisions.size", "LB_DECISION_SIZE", "of how many requests of a pool, the last", low=1, high=100_000

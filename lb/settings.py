@@ -177,11 +177,13 @@ class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class DecisionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is kept of how requests got their backends: of which share of all requests (besides those that
-    fail), for how many seconds, and of how many in each pool; the field of answers that says who gave them
-    ("": none), and the networks of the clients that get it.
+    fail), and of how many of a pool a second at most in each worker (0: any number), for how many seconds, and
+    of how many in each pool; the field of answers that says who gave them ("": none), and the networks of the
+    clients that get it.
     """
 
-    sample: float = 0.001
+    sample: float = 0.01
+    rate: float = 1.0
     keep: float = 600.0
     size: int = 2000
     header: str = ""

@@ -103,9 +103,17 @@ class Tracer:
         self._recorder = recorder
         self._claims = claims
         self.gap = Sampler(recorder.settings.sample, random.random()).gap
+        rate = recorder.settings.rate
+        self._apart = 1 / rate if rate > 0 else 0.0
+        self._drawn = float("-inf")
 
-    def sampled(self, entry: Entry, started: float, home: str) -> Trace:
-        """For a request that was drawn."""
+    def sampled(self, entry: Entry, started: float, home: str) -> Trace | None:
+        """For a request that was drawn, at `started` (by `perf_counter`); None when the last was just now: to
+        explain a claim takes a call of its own.
+        """
+        if started - self._drawn < self._apart:
+            return None
+        self._drawn = started
         return Trace(self._recorder, self._claims, entry, started, home, sampled=True)
 
     def late(self, entry: Entry, started: float, home: str) -> Trace:

@@ -156,6 +156,7 @@ def locked(system: System, worker: str = "gevent") -> Iterator[tuple[Balancer, A
             "LB_CONTROL_TOKEN": TOKEN,
             "LB_ALLOWED_BACKENDS": "127.0.0.0/8, ::1",
             "LB_DECISION_SAMPLE": "1",
+            "LB_DECISION_RATE": "0",
         },
     )
     yield balancer, Api(balancer, f"Authorization: Bearer {TOKEN}")

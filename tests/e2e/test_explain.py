@@ -20,7 +20,7 @@ from tests.support.processes import ROOT, Balancer, System
 from tests.support.run import eventually
 
 KINDS = ["gevent", "gthread"]
-ALL = {"LB_DECISION_SAMPLE": "1", "LB_UPSTREAM_MAX_IDLE": "0"}
+ALL = {"LB_DECISION_SAMPLE": "1", "LB_DECISION_RATE": "0", "LB_UPSTREAM_MAX_IDLE": "0"}
 FAILED = {"LB_DECISION_SAMPLE": "0", "LB_UPSTREAM_MAX_IDLE": "0"}
 
 

@@ -330,7 +330,7 @@ def test_a_request_that_is_not_drawn_leaves_nothing(make: Make) -> None:
 
 def test_one_that_is_drawn_is_explained(make: Make) -> None:
     with Backend() as backend, refusing() as dead:
-        proxy = make(dead, backend, decisions=DecisionSettings(sample=0.5))
+        proxy = make(dead, backend, decisions=DecisionSettings(sample=0.5, rate=0))
         proxy.call()
         proxy.call()
         (one,) = (one for one in proxy.recorder.pending if one.sampled)  # every second one

@@ -54,6 +54,15 @@ def tracer(sample: float = 1.0) -> tuple[Tracer, Recorder]:
     return Tracer(recorder, Known()), recorder
 
 
+def test_no_more_are_drawn_a_second_than_the_rate_says() -> None:
+    traces = Tracer(Recorder(DecisionSettings(rate=2.0), "w"), Known())
+    times = [100.0, 100.1, 100.4, 100.5, 100.9, 103.0, 103.4]
+    drawn = [time for time in times if traces.sampled(entry(), time, "")]
+    assert drawn == [100.0, 100.5, 103.0]
+    every = Tracer(Recorder(DecisionSettings(rate=0.0), "w"), Known())
+    assert all(every.sampled(entry(), 100.0, "") for _ in range(10))
+
+
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.3, 0.01, 0.001])
 @pytest.mark.parametrize("first", [0.0, 0.5, 0.999])
 def test_the_share_is_met_exactly(share: float, first: float) -> None:
@@ -74,6 +83,7 @@ def test_none_is_drawn() -> None:
 def test_a_drawn_request_tells_of_the_pick() -> None:
     traces, recorder = tracer()
     trace = traces.sampled(entry(), perf_counter(), "home")
+    assert trace is not None
     assert trace.claim((), None, False, "") == Backend("a", "http://a:1")
     trace.answered("a", (), False, "", 200)
     trace.end(200, "", "a")
