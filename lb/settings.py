@@ -177,9 +177,9 @@ class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class DecisionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is kept of how requests got their backends: of which share of all requests (besides those that
-    fail), and of how many of a pool a second at most in each worker (0: any number), for how many seconds, and
-    of how many in each pool; the field of answers that says who gave them ("": none), and the networks of the
-    clients that get it.
+    fail), of how many of these a second at most in each worker and pool (0: any number), for how many
+    seconds, and of how many in each pool; the field of answers that says who gave them ("": none), and the
+    networks of the clients that get it.
     """
 
     sample: float = 0.01

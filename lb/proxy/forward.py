@@ -25,7 +25,7 @@ from lb.errors import (
     ProxyError,
 )
 from lb.model import Backend, Snapshot
-from lb.proxy.answer import Answer
+from lb.proxy.answer import Answer, Settles
 from lb.proxy.body import BodyReader
 from lb.proxy.conn import NEVER, Reactor
 from lb.proxy.messages import ProxyRequest
@@ -57,7 +57,7 @@ class ClaimSource(Explains, Protocol):
     def tally(self, canary: bool, ok: bool, took: float) -> None: ...
 
 
-class Forwarder:
+class Forwarder(Settles):
     """Sends requests to the backends of one pool."""
 
     def __init__(

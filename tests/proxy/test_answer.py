@@ -10,14 +10,14 @@ from gunicorn_h1c import parse_response
 
 from lb.accesslog import Entry
 from lb.model import Backend
-from lb.proxy.answer import Answer
+from lb.proxy.answer import Answer, Settles
 from lb.proxy.fields import ResponseHead
 from lb.proxy.messages import ProxyRequest, ProxyResponse
 from lb.proxy.tunnel import Tunnels
 from lb.proxy.upstream import Upstream
 
 
-class Settled:
+class Settled(Settles):
     """Who is told that answers are over."""
 
     tunnels = Tunnels(1.0, 1.0)
