@@ -209,6 +209,14 @@ def check_status(text: str) -> str:
     return ",".join(parts)
 
 
+def check_unhealthy_status(text: str) -> str:
+    """Codes and ranges within 500 to 599, or none: a request that is wrong is no fault of the backend."""
+    found = check_status(text) if text.strip() else ""
+    if any(part and not part.startswith("5") for part in found.split(",")):
+        raise ValueError(f"{found!r} is no fault of backends; write codes from 500 to 599")
+    return found
+
+
 def check_id(text: str) -> str:
     """The id of a backend; "" leaves it to the address."""
     if text and not _ID.match(text):
@@ -351,6 +359,7 @@ _TEXT_CHECKS: Mapping[str, Callable[[str], str]] = {
     "pools.NAME.backends[].zone": check_zone,
     "pools.NAME.health.path": check_path,
     "pools.NAME.health.status": check_status,
+    "pools.NAME.outlier.unhealthy_status": check_unhealthy_status,
     "routes[].pool": check_pool_name,
     "routes[].host": check_route_host,
     "routes[].path": check_route_path,

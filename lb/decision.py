@@ -27,6 +27,7 @@ Reason = Literal[
     "weight 0",
     "backup",
     "other zone",
+    "ejected",
     "not named",
     "not eligible",
 ]

@@ -55,6 +55,8 @@ class ProxyError(LbError):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
     sent: ClassVar[bool] = True
+    #: Did it fail here, for want of descriptors, ports or memory, before the other side had a part in it?
+    local: bool = False
     #: Whole seconds after which the client may try again; said with a 503.
     retry_after: int = 1
 

@@ -17,10 +17,29 @@ Health = Literal["unknown", "checking", "up", "down"]
 Source = Literal["file", "api", "agent"]
 
 #: What `lb status` shows, derived by `Backend.state`.
-State = Literal["up", "down", "checking", "drain", "unknown"]
+State = Literal["up", "down", "checking", "drain", "unknown", "ejected"]
 
 MAX_WEIGHT = 1000
 DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class Breaker(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the requests themselves have shown of a backend: its circuit breaker.
+
+    Closed: it gets requests. Open: it is ejected, until `until`; from then on half-open: one request of the
+    whole fleet probes it, which closes or opens it again. `since` is when it was opened or closed last,
+    `times` how often it was opened in a row, `reason` why. Times in seconds since the epoch, by the store's
+    clock.
+    """
+
+    open: bool = False
+    since: float = 0.0
+    until: float = 0.0
+    times: int = 0
+    reason: str = ""
+
+
+CLOSED = Breaker()
 
 
 class Backend(msgspec.Struct, frozen=True, omit_defaults=False):
@@ -41,26 +60,36 @@ class Backend(msgspec.Struct, frozen=True, omit_defaults=False):
     since: float = 0.0
     backup: bool = False
     zone: str = ""
+    breaker: Breaker = CLOSED
 
     @property
     def available(self) -> bool:
         """May this backend receive new traffic, as far as it depends on itself alone?
 
         `unknown` counts as available: nobody probes it. `checking` does not: a health
-        daemon runs and has not seen a first success yet. What the other backends of the pool
-        make of it is for `lb.algorithms.eligible` to say, and free slots only for the claiming step.
+        daemon runs and has not seen a first success yet. Nor does one that is ejected. What the other
+        backends of the pool make of it is for `lb.algorithms.eligible` to say, and free slots only for the
+        claiming step.
         """
-        return self.admin == "ready" and self.weight > 0 and self.health in ("unknown", "up")
+        return self.admin == "ready" and self.weight > 0 and self.keeps_sessions
+
+    @property
+    def ejected(self) -> bool:
+        """Does it get nothing only because requests have failed on it?"""
+        healthy = self.health in ("unknown", "up")
+        return self.breaker.open and healthy and self.admin == "ready" and self.weight > 0
 
     @property
     def keeps_sessions(self) -> bool:
         """May this backend serve clients that belong to it? Drained, or at weight 0, it goes on with them."""
-        return self.health in ("unknown", "up")
+        return self.health in ("unknown", "up") and not self.breaker.open
 
     @property
     def state(self) -> State:
-        """One word for people: draining first, then what the probes say."""
-        return "drain" if self.admin == "drain" else self.health
+        """One word for people: draining first, then what the probes say, then what requests have shown."""
+        if self.admin == "drain":
+            return "drain"
+        return "ejected" if self.breaker.open and self.health in ("unknown", "up") else self.health
 
 
 class HealthPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -118,6 +147,30 @@ class QueuePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return min(self.target or self.timeout / 10, self.timeout)
 
 
+class OutlierPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When a backend is ejected for what became of the requests it was given, in the whole fleet. Times in
+    seconds.
+
+    Failures are attempts that were refused, reset, timed out or not HTTP, answers with an
+    `unhealthy_status` (codes and ranges), and those whose head took longer than `unhealthy_latency` (0: any
+    time). It takes `consecutive_failures` in a row (0: any number), or, among at least `min_requests` of a
+    `window`, a share of successes below `success_rate` (0: never). The n-th ejection in a row lasts n times
+    `base_ejection_time`, at most `max_ejection_time`; at most `max_ejected`, a share of the pool, are
+    ejected.
+    """
+
+    enabled: bool = True
+    consecutive_failures: int = 5
+    success_rate: float = 0.5
+    min_requests: int = 20
+    window: float = 10.0
+    unhealthy_status: str = "502-504"
+    unhealthy_latency: float = 0.0
+    base_ejection_time: float = 30.0
+    max_ejection_time: float = 300.0
+    max_ejected: float = 0.5
+
+
 class Canary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A second algorithm that is tried out: `share` of the picks (0 to 1) are its."""
 
@@ -145,6 +198,7 @@ class PoolSettings(msgspec.Struct, frozen=True):
     slow_start: float = 0.0
     queue: QueuePolicy = QueuePolicy()
     zone_threshold: float = 0.7
+    outlier: OutlierPolicy = OutlierPolicy()
 
 
 class Snapshot(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from lb.model import HashPolicy, HealthPolicy, QueuePolicy, ReportPolicy
+from lb.model import HashPolicy, HealthPolicy, OutlierPolicy, QueuePolicy, ReportPolicy
 
 
 class BackendSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -134,7 +134,8 @@ class StickySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class PoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One `[pools.NAME]`. Timeouts, retries and the sticky cookie hold for this process; algorithm, backends,
-    health, hash, report, panic_threshold, slow_start, zone_threshold and queue are published to the fleet.
+    health, hash, report, panic_threshold, slow_start, zone_threshold, queue and outlier are published to the
+    fleet.
     """
 
     algorithm: str = "round-robin"
@@ -146,6 +147,7 @@ class PoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slow_start: float = 0.0
     queue: QueuePolicy = QueuePolicy()
     zone_threshold: float = 0.7
+    outlier: OutlierPolicy = OutlierPolicy()
     sticky: StickySettings = StickySettings()
     retry: RetrySettings = RetrySettings()
     timeouts: TimeoutSettings = TimeoutSettings()

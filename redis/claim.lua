@@ -550,7 +550,7 @@ for n = 1, total do
       leases[at + 1], leases[at + 2] = id, mine[n]
     end
     if weight[n] == GONE and inflight[n] == 0 then
-      for _, prefix in ipairs({ '', '_e', '_s', '_u' }) do gone[#gone + 1] = prefix .. id end
+      for _, prefix in ipairs({ '', '_e', '_s', '_u', '_o' }) do gone[#gone + 1] = prefix .. id end
     else
       local at = #sets
       sets[at + 1], sets[at + 2] = id, pack(RECORD, inflight[n], requests[n], weight[n], cap[n], saved[n])

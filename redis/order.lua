@@ -19,6 +19,7 @@
 --   _e<id> how long it takes to answer (see LATENCY), if somebody measures it
 --   _u     until when any backend is in its slow start; _cu: the same, for the order of a canary. Gone when it is over
 --   _u<id> its last slow start (see RAMP), if it had one
+--   _o<id> what has become of its requests (see OUTLIER), once one has failed
 --   _w     how many wait in the queue (see queue.lua); gone when nobody does
 --   _b     when the pool last began to serve, after nobody was eligible
 --
@@ -43,6 +44,10 @@ local RAMP = '<dd'
 -- The score with which a backend left the order of its zone (NEVER: it has not), then the zone's name, after a "-"
 -- while the backend does not serve it (it is down, say, or a backup).
 local HOME, NAME = '<d', 9
+-- Passive health: failures in a row; failures ever, requests ever that say nothing of it, and successes ever as of the
+-- last report; when the window of the success rate began, successes and failures ever as of then; when it was last
+-- found to be an outlier; until when it is ejected for whom a probe was permitted last, and until when that counts
+local OUTLIER = '<dddddddddd'
 local GONE, NEVER = -1, -1
 -- The share of its weight with which a slow start begins.
 local SLOWEST = 0.1

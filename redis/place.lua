@@ -62,7 +62,7 @@ local function place(state, orders, records, old)
     under_way[record.home] = (under_way[record.home] or 0) - record.held
     under_way[record[6]] = (under_way[record[6]] or 0) + record[1]
     if record[3] == GONE and record[1] == 0 then
-      for _, prefix in ipairs({ '', '_e', '_s', '_u' }) do gone[#gone + 1] = prefix .. id end
+      for _, prefix in ipairs({ '', '_e', '_s', '_u', '_o' }) do gone[#gone + 1] = prefix .. id end
     else
       sets[#sets + 1], sets[#sets + 2] = id, pack(RECORD, unpack(record, 1, 5))
     end

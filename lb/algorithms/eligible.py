@@ -17,8 +17,10 @@ import msgspec
 
 from lb.model import Backend, Snapshot
 
-Mode = Literal["normal", "backup", "panic"]
-"""Who serves: the primaries that are available; backups (too); or all, whatever their health."""
+Mode = Literal["normal", "backup", "panic", "ejected"]
+"""Who serves: the primaries that are available; backups (too); all, whatever their health; or, because nobody
+else is left, those that were ejected.
+"""
 
 
 class Eligible(NamedTuple):
@@ -38,26 +40,34 @@ def eligible(snapshot: Snapshot) -> Eligible:
     (ready, with a weight, and not waiting for a first probe: nobody has ever seen those work): then backups
     that are available help out beside them. Where no backup can, it is a panic: so many failing at once is
     more likely the prober's or the network's fault than theirs, and the few that are left would be run
-    over. O(number of backends).
+    over. Who is ejected counts as one that is not healthy. Without a panic the ejected serve when nobody else
+    can: requests have failed on them, but not necessarily all. O(number of backends).
     """
     primaries: list[str] = []
     backups: list[str] = []
     down: list[str] = []
     down_backups: list[str] = []
+    ejected: list[str] = []
+    ejected_backups: list[str] = []
     for name, backend in snapshot.backends.items():
         if backend.available:
             (backups if backend.backup else primaries).append(name)
         elif _is_down(backend):
             (down_backups if backend.backup else down).append(name)
-    few = len(primaries) < snapshot.settings.panic_threshold * (len(primaries) + len(down))
+        elif backend.ejected:
+            (ejected_backups if backend.backup else ejected).append(name)
+    out = down + ejected
+    few = len(primaries) < snapshot.settings.panic_threshold * (len(primaries) + len(out))
     if primaries and not few:
         return Eligible(frozenset(primaries), frozenset(backups), "normal")
     if backups:
         return Eligible(frozenset(primaries + backups), frozenset(), "backup")
     if few:
-        return Eligible(frozenset(primaries + down), frozenset(), "panic")
-    if snapshot.settings.panic_threshold > 0 and down_backups:
-        return Eligible(frozenset(down_backups), frozenset(), "panic")
+        return Eligible(frozenset(primaries + out), frozenset(), "panic")
+    if snapshot.settings.panic_threshold > 0 and (down_backups or ejected_backups):
+        return Eligible(frozenset(down_backups + ejected_backups), frozenset(), "panic")
+    if ejected or ejected_backups:
+        return Eligible(frozenset(ejected or ejected_backups), frozenset(), "ejected")
     return Eligible(frozenset(), frozenset(), "normal")
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from lb.algorithms.eligible import Eligible
 from lb.model import Backend, Snapshot
 
-Why = Literal["down", "checking", "draining", "weight 0", "backup", "other zone"]
+Why = Literal["down", "checking", "draining", "weight 0", "backup", "ejected", "other zone"]
 
 
 def excluded(snapshot: Snapshot, found: Eligible, near: Snapshot | None = None) -> Mapping[str, Why]:
@@ -29,4 +29,4 @@ def _why(backend: Backend) -> Why:
         return "weight 0"
     if backend.health in ("down", "checking"):
         return "down" if backend.health == "down" else "checking"
-    return "backup"
+    return "ejected" if backend.breaker.open else "backup"

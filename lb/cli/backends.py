@@ -14,7 +14,7 @@ from lb.cli.status import as_object, pools_to_show, show_pool
 from lb.cli.store import NotThere, PoolName, find, known_pool, pool_option, registry
 from lb.config_checks import check_id, did_you_mean, mask
 from lb.errors import LbError
-from lb.model import MAX_WEIGHT, Backend, Health, Snapshot, backend_id, check_url
+from lb.model import CLOSED, MAX_WEIGHT, Backend, Health, Snapshot, backend_id, check_url
 from lb.state import decide
 from lb.state.decide import NOTHING, Change
 from lb.state.keys import check_zone
@@ -168,14 +168,16 @@ def _in_flight(found: Registry, pool: str, name: str) -> int:
 @click.argument("backend")
 @pool_option
 def ready(backend: str, pool: str) -> None:
-    """Let BACKEND (its id or URL) have requests again: ends a drain, and forgets that it was found down."""
+    """Let BACKEND (its id or URL) have requests again: ends a drain and an ejection, and forgets that it was
+    found down.
+    """
     with known_pool(pool) as found:
         fresh: Health = "unknown" if found.health_owner() is None else "checking"
 
         def decider(snapshot: Snapshot) -> Change:
             known = find(snapshot, backend)
             health = fresh if known.health == "down" else known.health
-            return Change(put=(msgspec.structs.replace(known, admin="ready", health=health),))
+            return Change(put=(msgspec.structs.replace(known, admin="ready", health=health, breaker=CLOSED),))
 
         known = find(found.change(pool, decider), backend)
     click.echo(f"{known.id}: {_state(known)}")

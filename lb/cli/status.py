@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil
+from time import time
 from typing import Any
 
 import click
@@ -16,6 +18,7 @@ from lb.state.store import address, store_url
 COLUMNS = ("backend", "state", "weight", "in flight", "requests", "cap", "from", "url")
 MODES = {
     "backup": "backups serve",
+    "ejected": "EJECTED backends serve: nobody else can",
     "panic": "PANIC: too few are healthy, all get requests",
 }
 NUMBERS = ("weight", "in flight", "requests", "cap")
@@ -85,6 +88,9 @@ def as_object(pool: PoolStatus) -> dict[str, Any]:
 def _row(backend: BackendStatus, zoned: bool) -> tuple[object, ...]:
     cap = backend.max_connections or "–"
     counts = (backend.weight, backend.in_flight, backend.requests, cap)
-    state = f"{backend.state}, backup" if backend.backup else backend.state
+    state = f"{backend.state}, backup" if backend.backup else str(backend.state)
+    if backend.state == "ejected":
+        left = ceil(backend.ejected_until - time())
+        state += f" {left} s, {backend.ejections} in a row" if left > 0 else ", waits for a probing request"
     zone = (backend.zone or "–",) if zoned else ()
     return (backend.id, *zone, state, *counts, backend.source, backend.url)

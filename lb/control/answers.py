@@ -14,6 +14,7 @@ from lb.model import (
     HashPolicy,
     Health,
     HealthPolicy,
+    OutlierPolicy,
     QueuePolicy,
     ReportPolicy,
     Snapshot,
@@ -39,8 +40,10 @@ class Readiness(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class BackendInfo(msgspec.Struct, frozen=True):
     """A backend. `in_flight`: requests it serves now, `requests`: those it was ever given, of the fleet;
-    null while the shared state is away. `share`: in answer to a report, the smoothed share of its weight
-    that it can bear.
+    null while the shared state is away. `ejected_until`: seconds since the epoch, 0 if it is not ejected;
+    once it is over, one request probes the backend. `ejections`: how many in a row there were;
+    `ejection_reason`: why the last. `share`: in answer to a report, the smoothed share of its weight that it
+    can bear.
     """
 
     id: str
@@ -54,6 +57,9 @@ class BackendInfo(msgspec.Struct, frozen=True):
     admin: Admin
     health: Health
     zone: str
+    ejected_until: float
+    ejections: int
+    ejection_reason: str
     share: float | UnsetType = UNSET
 
 
@@ -76,6 +82,7 @@ class Policies(msgspec.Struct, frozen=True):
     hash: HashPolicy
     report: ReportPolicy
     queue: QueuePolicy
+    outlier: OutlierPolicy
 
 
 class PoolInfo(msgspec.Struct, frozen=True):
@@ -125,7 +132,7 @@ def exact_pool(pool: PoolStatus) -> PoolInfo:
         tuple(TrialInfo(t.algorithm, t.requests, t.failures, t.seconds, t.mean) for t in pool.trial),
         pool.version,
         True,
-        Policies(settings.health, settings.hash, settings.report, settings.queue),
+        Policies(settings.health, settings.hash, settings.report, settings.queue, settings.outlier),
         pool.queued,
         tuple(_exact(backend) for backend in pool.backends),
     )
@@ -140,7 +147,7 @@ def known_pool(snapshot: Snapshot) -> PoolInfo:
         (),
         snapshot.version,
         False,
-        Policies(settings.health, settings.hash, settings.report, settings.queue),
+        Policies(settings.health, settings.hash, settings.report, settings.queue, settings.outlier),
         None,
         tuple(_known(backend) for _, backend in sorted(snapshot.backends.items())),
     )
@@ -163,4 +170,7 @@ def _known(backend: Member) -> BackendInfo:
         backend.admin,
         backend.health,
         backend.zone,
+        backend.breaker.until,
+        backend.breaker.times,
+        backend.breaker.reason,
     )

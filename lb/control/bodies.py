@@ -80,7 +80,7 @@ class BackendReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class BackendChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What to change of a backend; what is left out stays. `admin` "ready" also forgets that it was found
-    down.
+    down, and ends its ejection.
     """
 
     weight: Weight | UnsetType = UNSET

@@ -29,9 +29,9 @@ from lb.control.openapi import document
 from lb.control.problems import Fault, Problem
 from lb.control.shared import Shared, no_backend
 from lb.errors import ConfigError
+from lb.model import CLOSED, Snapshot, backend_id
 from lb.model import Backend as Member
 from lb.model import Health as Verdict
-from lb.model import Snapshot, backend_id
 from lb.service import Service
 from lb.state import decide
 from lb.state.decide import NOTHING, Change, Decider
@@ -220,7 +220,9 @@ def _chosen(member: Member) -> tuple[int, int, str]:
 
 
 def _changed(pool: str, name: str, change: BackendChange, fresh: Verdict) -> Decider:
-    """`change` made; a backend that was found down begins anew as `fresh` when it is said to be ready."""
+    """`change` made; a backend that was found down begins anew as `fresh` when it is said to be ready, and is
+    ejected no more.
+    """
 
     def decider(snapshot: Snapshot) -> Change:
         known = snapshot.backends.get(name)
@@ -238,6 +240,7 @@ def _changed(pool: str, name: str, change: BackendChange, fresh: Verdict) -> Dec
                     zone=known.zone if change.zone is UNSET else change.zone,
                     admin=known.admin if change.admin is UNSET else change.admin,
                     health=fresh if begins_anew else known.health,
+                    breaker=CLOSED if change.admin == "ready" else known.breaker,
                 ),
             )
         )

@@ -35,6 +35,8 @@ from lb.proxy.transport import IDEMPOTENT, Transport
 from lb.proxy.tunnel import Tunnels
 from lb.proxy.upstream import Upstream
 from lb.settings import PoolConfig
+from lb.state.guard import FAILED as AT_FAULT
+from lb.state.guard import VOID, Guard
 
 FAILED = 1.0
 """Seconds that a failed attempt counts at least: a backend that refuses at once is not a fast one."""
@@ -49,6 +51,10 @@ class ClaimSource(Explains, Protocol):
     def special(self) -> bool: ...
     @property
     def asks(self) -> bool: ...
+    @property
+    def guard(self) -> Guard: ...
+    def probe(self, name: str, request: HeadRequest | None, canary: bool, own: str) -> Backend | None: ...
+    def blame(self, name: str, took: float, outcome: int) -> None: ...
     def canary_is_next(self) -> bool: ...
     def wait(
         self, exclude: Sequence[str], request: HeadRequest | None, canary: bool, own: str, entry: Entry
@@ -83,7 +89,8 @@ class Forwarder(Settles):
         self._until = self._tracer.gap()
         self._claim = claims.claim
         self._release = claims.release
-        self._special = claims.special or reveal is not None
+        self._guard = claims.guard
+        self._special = claims.special or reveal is not None or self._guard.timed
         self.log = log
         self._config = config
         self._reactor = reactor
@@ -91,6 +98,7 @@ class Forwarder(Settles):
         self._attempts = max(config.retry.attempts, 1)
         self._max_body = config.retry.max_body
         self._timeout = (config.timeouts.connect, config.timeouts.response)
+        self._guard.permit = sum(self._timeout) + 1.0
         self._host = config.host
         self.tunnels = Tunnels(config.timeouts.tunnel, stream_close_delay)
         self._upstreams: dict[str, Upstream] = {}
@@ -145,7 +153,14 @@ class Forwarder(Settles):
             asked = HeadRequest(head, entry.client, entry.target) if self.claims.asks else None
             canary = self.claims.canary_is_next()
         while len(tried) < self._attempts:
-            if trace is not None:
+            probing = ""
+            if self._guard.due and not tried:
+                # Rather one that can be repeated, of a client that belongs nowhere else.
+                probing = self._guard.next(idempotent and not own and not isinstance(body, BodyReader))
+            if probing:
+                backend = self.claims.probe(probing, asked, canary, own)
+                probing = probing if backend is not None and backend.id == probing else ""
+            elif trace is not None:
                 backend = trace.claim(tried, asked, canary, own)
             else:
                 backend = self._claim(tried, asked, canary, own) if special else self._claim(tried)
@@ -174,17 +189,21 @@ class Forwarder(Settles):
                 if special:
                     took = answered - began
                 answer = Answer(self, backend, entry, started, response, took, canary)
+                if probing:
+                    self._guard.probed(
+                        probing, self._guard.judge(answer.status, "", took), f"{answer.status}"
+                    )
                 plain = trace is None and self._reveal is None
                 return answer if plain else self._told(answer, trace, tried, own)
             except ProxyError as exc:
                 failure = exc
             except BaseException:
-                self.claims.release(backend.id)
+                self._blame(backend.id, probing, -1.0, None)
                 raise
             if special and failure.source == "upstream":
                 took = max(perf_counter() - began, FAILED)
                 self.claims.tally(canary, False, took)
-            self.claims.release(backend.id, took)
+            self._blame(backend.id, probing, took, failure)
             if trace is None and failure.source != "downstream":
                 trace = self._tracer.late(entry, started, home)
             if trace is not None:
@@ -198,6 +217,13 @@ class Forwarder(Settles):
         if trace is not None:
             trace.end(failure.status, failure.code, "")
         raise failure
+
+    def _blame(self, backend: str, probing: str, took: float, failure: ProxyError | None) -> None:
+        """The attempt failed, or (None) was given up. Whose fault it was is said by the error."""
+        outcome = VOID if failure is None or failure.source != "upstream" or failure.local else AT_FAULT
+        if probing:
+            self._guard.probed(probing, outcome, "" if failure is None else failure.code)
+        self.claims.blame(backend, took, outcome)
 
     def _told(self, answer: Answer, trace: Trace | None, tried: Sequence[str], own: str) -> Answer:
         """`answer`, written down and with what is revealed of it."""
@@ -220,11 +246,14 @@ class Forwarder(Settles):
     def settle(self, answer: Answer, code: str) -> None:
         """The answer is over, or given up: the backend is free again; the log has its entry."""
         backend = answer.backend.id
-        if answer.took < 0.0:
-            self._release(backend)
-        else:
+        bad = code != "" or answer.status >= 500
+        if answer.took >= 0.0:
             ok = answer.status < 500 and code in ("", ClientGone.code)
             self.claims.tally(answer.canary, ok, answer.took)
+        if bad or self._guard.watching:
+            outcome = self._guard.judge(answer.status, code, answer.took)
+            self.claims.blame(backend, answer.took, outcome)
+        else:
             self._release(backend, answer.took)
         entry = answer.entry
         entry.status = answer.status
@@ -233,7 +262,7 @@ class Forwarder(Settles):
         entry.duration = answer.duration()
         entry.code = code
         self.log.add(entry)
-        if code or answer.status >= 500 or answer.trace is not None:
+        if bad or answer.trace is not None:
             self._tracer.settled(answer.trace, entry, answer.started, answer.canary)
 
     def _upstream(self, url: str) -> Upstream:
@@ -253,7 +282,7 @@ class Forwarder(Settles):
     def update(self, snapshot: Snapshot) -> None:
         """The pool has changed."""
         # Its algorithms may want to know more than who is excluded, or not any more.
-        self._special = self.claims.special or self._reveal is not None
+        self._special = self.claims.special or self._reveal is not None or self._guard.timed
         self.tunnels.update(snapshot)
         self.keep_only({backend.url for backend in snapshot.backends.values()})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 import ssl
@@ -15,6 +16,11 @@ from lb.proxy.conn import NEVER, OUT_OF, Conn, Reactor
 from lb.proxy.dial import Address, ThreadConn, TlsThreadConn, connect
 from lb.proxy.fields import ResponseHead
 from lb.proxy.tls import TlsConn
+
+_OURS = frozenset(
+    (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EADDRINUSE)
+)
+"""What a connection fails with for want of something on this machine."""
 
 RESOLVE_FOR = 10.0
 """Seconds for which a backend's host name is not looked up again."""
@@ -127,7 +133,10 @@ class Upstream:
             raise TlsFailed(f"{self.url}: {_words(failure)}")
         if isinstance(failure, TimeoutError):
             raise ConnectTimeout(f"{self.url}: no connection within {timeout:g} s")
-        raise ConnectFailed(f"{self.url}: {failure.strerror if isinstance(failure, OSError) else failure}")
+        words = failure.strerror if isinstance(failure, OSError) else failure
+        failed = ConnectFailed(f"{self.url}: {words}")
+        failed.local = isinstance(failure, OSError) and failure.errno in _OURS
+        raise failed
 
     def _open(self, address: Address, timeout: float) -> Conn | ThreadConn:
         if self._tls is None:

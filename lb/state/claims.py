@@ -18,36 +18,35 @@ asks for (its candidates, who is excluded) travels as text, see `lb.state.picker
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from lb.algorithms.base import Request
 from lb.algorithms.eligible import zones
 from lb.model import Backend, Snapshot
 from lb.state.choice import Choice
 from lb.state.explain import Explainer
+from lb.state.guard import Event, Guard, call_keys
 from lb.state.keys import PoolKeys
 from lb.state.scripts import CLAIM_SHA
-from lb.state.wishes import CANARY, EXPLAINED, PLAIN, QUEUED, WIDE, bare, mark_of
+from lb.state.wishes import (
+    CANARY,
+    EXPLAINED,
+    PLAIN,
+    PROBING,
+    QUEUED,
+    WIDE,
+    Line,
+    Waiter,
+    bare,
+    mark_of,
+    marked,
+    number_of,
+)
 
 MAX_BATCH = 128
 """Claims in one call: the store serves nobody else meanwhile."""
 
 LEASE_LOST = -1
-
-
-class Waiter(Protocol):
-    """Who waits for a pick: a greenlet, or what stands in for one."""
-
-    def switch(self, pick: Backend | None, /) -> Any: ...
-
-
-class Line(Protocol):
-    """Those of this worker who wait in the queue; see `lb.state.queue`."""
-
-    def ask(self, most: int | None = None) -> None: ...
-    def refuse(self, numbers: str) -> None: ...
-    def says(self, wishes: Sequence[str]) -> str: ...
-    def close(self) -> None: ...
 
 
 class Claims:
@@ -68,6 +67,7 @@ class Claims:
         on_gap: Callable[[Claims], None],
         wake: Callable[[Waiter, Backend | None], None],
         zone: str = "",
+        tell: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self.keys = keys
         self.worker = worker
@@ -102,14 +102,18 @@ class Claims:
         self._head: tuple[str, ...] = ()
         #: What a call says of zones, where there are any: that it is served from the own one, or from all.
         self._near = self._wide = ""
+        self._call_keys: tuple[str, ...] = ()
         self.choice = Choice(snapshot, self.held, zone)
         #: Claims that are explained.
         self.explainer = Explainer(self)
+        #: What became of the requests.
+        self.guard = Guard(snapshot, tell)
         self.update(snapshot)
 
     def update(self, snapshot: Snapshot) -> None:
         """Take a newer view of the pool; picks that waited for it go on."""
         self.choice.update(snapshot)
+        self.guard.update(snapshot)
         self.snapshot = snapshot
         self._address()
         self._by_key = {name.encode(): backend for name, backend in snapshot.backends.items()}
@@ -133,19 +137,8 @@ class Claims:
     def _address(self) -> None:
         """Say how calls begin: the lease, and the orders that the pool has by the snapshot."""
         there = zones(self.snapshot)
-        keys = self.keys.zones(there)
-        self._head = (
-            "EVALSHA",
-            CLAIM_SHA,
-            str(5 + len(keys)),
-            self.keys.state,
-            self.keys.order,
-            self.keys.lease(self.worker),
-            self.keys.canary,
-            self.keys.queue,
-            *keys,
-            self.epoch,
-        )
+        self._call_keys = call_keys(self.keys, self.worker, there)
+        self._head = ("EVALSHA", CLAIM_SHA, str(len(self._call_keys)), *self._call_keys, self.epoch)
         names = "\n".join(there)
         self._near = f"\t{self.choice.zone}\t{names}" if there else ""
         self._wide = f"\t\t{names}" if there else ""
@@ -155,6 +148,7 @@ class Claims:
         self.ready = False
         self.shared = True
         self._times.clear()
+        self.guard.store_is(away=False)
         self.released.clear()  # given back before the lease is opened: already out of `held`
         return dict(self.held)
 
@@ -195,6 +189,13 @@ class Claims:
                 pick = self.take(waiter, switch, last)
         return pick
 
+    def probe(self, waiter: Waiter, switch: Callable[[], Any], name: str, wish: str) -> Backend | None:
+        """Take `name`, which is ejected, if this request may probe it; else whom `wish` would give."""
+        if self.shared:
+            return self.take(waiter, switch, marked(PROBING, wish, name))
+        backend = self.snapshot.backends.get(name)
+        return self._pick_locally(wish) if backend is None else self._take_locally(backend)
+
     def ask(self, waiter: Waiter, wish: str) -> bool:
         """Let `waiter` have a pick, or None, with the next call; while the store is away, from the snapshot:
         returns False when there is none, and does not wake it.
@@ -221,12 +222,7 @@ class Claims:
 
     def release(self, name: str, took: float = -1.0) -> None:
         """Give back what a claim took; `took`: seconds until the answer, below 0 if that says nothing."""
-        held = self.held
-        count = held.get(name, 0) - 1
-        if count > 0:
-            held[name] = count
-        else:
-            held.pop(name, None)
+        self._drop(name)
         if self.shared:
             released = self.released
             released[name] = released.get(name, 0) + 1
@@ -244,6 +240,11 @@ class Claims:
             self.choice.released(name)
             self._ask_anew()
 
+    def blame(self, name: str, took: float, outcome: int) -> None:
+        """`release`, and what became of the request: see `lb.state.guard`."""
+        self.guard.note(name, outcome)
+        self.release(name, took)
+
     # What the link calls.
 
     def batch(self) -> tuple[str | int | float | bytes | memoryview, ...] | None:
@@ -252,6 +253,12 @@ class Claims:
         waiting, released = self.waiting, self.released
         if not self.ready or not (waiting or released):
             return None
+        if self.guard.pending:
+            # With the connections that they give back, and nothing else: claims go next.
+            self._flying = []
+            return self._with_releases(
+                self.guard.report(self._call_keys, self.epoch, len(released), self._near)
+            )
         if len(waiting) > MAX_BATCH:
             flying, self.waiting = waiting[:MAX_BATCH], waiting[MAX_BATCH:]
         else:
@@ -262,13 +269,21 @@ class Claims:
             if any(mark_of(wish) for _, wish in flying):
                 flying = self._of_one_mark(flying)
                 served, head = self._served(flying)
-            flying.sort(key=_has_wish)  # the script wants those that say more at the end
-            wishes = [text for _, wish in flying if (text := bare(wish)) != PLAIN]
+            flying.sort(key=lambda entry: bare(entry[1]) != PLAIN)  # the script wants these at the end
+            if not mark_of(flying[0][1]) & PROBING:
+                wishes = [text for _, wish in flying if (text := bare(wish)) != PLAIN]
         command: list[str | int | float | bytes | memoryview] = [*head]
         command.append(str(len(flying)))
         command.append(str(len(released)))
         command.append(served)
-        times = self._times
+        self._flying = flying
+        return self._with_releases(command, wishes)
+
+    def _with_releases(
+        self, command: list[str | int | float | bytes | memoryview], wishes: Sequence[str] = ()
+    ) -> tuple[str | int | float | bytes | memoryview, ...]:
+        """A call that begins so, with all that is to be given back."""
+        times, released = self._times, self.released
         for name, count in released.items():
             command.append(name)
             if times and (time := times.get(name)) is not None:
@@ -276,7 +291,7 @@ class Claims:
             else:
                 command.append(str(count))
         command += wishes
-        self._flying, self.released = flying, {}
+        self.released = {}
         if times:
             self._times = {}
         self.calls += 1
@@ -286,7 +301,7 @@ class Claims:
         """Of claims with several marks those that one call can serve; the others wait for the next one."""
         mark = mark_of(flying[0][1])
         chosen = [entry for entry in flying if mark_of(entry[1]) == mark]
-        if mark & EXPLAINED:
+        if mark & (EXPLAINED | PROBING):
             chosen = chosen[:1]
             self.waiting = flying[1:] + self.waiting
         else:
@@ -302,6 +317,9 @@ class Claims:
             served = f"{served}\t{tickets}" if self._near else f"{served}\t\t\t{tickets}"
         if mark & EXPLAINED:
             head = self.explainer.head(head, flying[0][1])
+        elif mark & PROBING:
+            name, wish = number_of(flying[0][1]), bare(flying[0][1])
+            head = self.guard.probing(self._call_keys, self.epoch, name, wish)
         return served, head
 
     def settle(self, answer: list[Any]) -> None:
@@ -315,6 +333,8 @@ class Claims:
             self._on_gap(self)
             return
         self.picks += len(flying)
+        if not flying and len(answer) > 1:
+            self.guard.told(answer)
         mark = mark_of(flying[0][1]) if flying else 0
         if mark & EXPLAINED:
             self.explainer.told(flying[0][1], answer)
@@ -345,6 +365,7 @@ class Claims:
         """The store did not answer: serve everybody who waits from the snapshot, and so until `begin`."""
         if self.shared:
             self.choice.begin()
+            self.guard.store_is(away=True)
         self.shared = self.ready = False
         flying, self._flying = self._flying, []
         waiting, self.waiting = self.waiting, []
@@ -364,15 +385,13 @@ class Claims:
 
     def _pick_locally(self, wish: str) -> Backend | None:
         backend = self.choice.pick(wish)
-        if backend is not None:
-            self.local_picks += 1
-            self.held[backend.id] = self.held.get(backend.id, 0) + 1
+        return None if backend is None else self._take_locally(backend)
+
+    def _take_locally(self, backend: Backend) -> Backend:
+        self.local_picks += 1
+        self.held[backend.id] = self.held.get(backend.id, 0) + 1
         return backend
 
     def _serve_locally(self, waiters: list[tuple[Waiter, str]]) -> None:
         for waiter, wish in waiters:
             self.wake(waiter, self._pick_locally(wish))
-
-
-def _has_wish(entry: tuple[Waiter, str]) -> bool:
-    return bare(entry[1]) != PLAIN

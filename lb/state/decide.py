@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from lb.model import Admin, Backend, Canary, Health, PoolSettings, Snapshot, backend_id
+from lb.model import CLOSED, Admin, Backend, Canary, Health, PoolSettings, Snapshot, backend_id
 from lb.settings import BackendSpec, PoolConfig
 
 
@@ -74,7 +74,11 @@ def update(
 
 
 def verdicts(found: Iterable[tuple[str, Health]]) -> Decider:
-    """Write what probes have found, by name; backends that are gone meanwhile are passed over."""
+    """Write what probes have found, by name; backends that are gone meanwhile are passed over.
+
+    Who is up again is ejected no more: it was seen to be mended. Probes that succeed all along say nothing
+    of what requests have met with, and end no ejection.
+    """
     pairs = tuple(found)
 
     def decide(snapshot: Snapshot) -> Change:
@@ -82,7 +86,8 @@ def verdicts(found: Iterable[tuple[str, Health]]) -> Decider:
         for name, health in pairs:
             known = snapshot.backends.get(name)
             if known is not None:
-                put[name] = msgspec.structs.replace(known, health=health)
+                breaker = CLOSED if health == "up" and known.health == "down" else known.breaker
+                put[name] = msgspec.structs.replace(known, health=health, breaker=breaker)
         return Change(put=tuple(put.values()))
 
     return decide
@@ -128,6 +133,7 @@ def settings_of(config: PoolConfig) -> PoolSettings:
         slow_start=config.slow_start,
         queue=config.queue,
         zone_threshold=config.zone_threshold,
+        outlier=config.outlier,
     )
 
 
@@ -187,15 +193,17 @@ def restore(remembered: Snapshot) -> Decider:
 def _keep_health(known: Backend | None, backend: Backend) -> Backend:
     if known is None or known.url != backend.url:
         return backend
-    return msgspec.structs.replace(backend, admin=known.admin, health=known.health, since=known.since)
+    return msgspec.structs.replace(
+        backend, admin=known.admin, health=known.health, since=known.since, breaker=known.breaker
+    )
 
 
 def settle(snapshot: Snapshot, change: Change, probed: bool, now: float) -> Change:
     """What of `change` is left to write on top of `snapshot`, with the health that follows from it.
 
     A backend at a new address of which nothing is known starts "checking" when somebody probes (`probed`);
-    where probing is switched off in the pool, all are "unknown". `since` follows `health`; `now` is in
-    seconds since the epoch. What changes nothing is left out.
+    where probing is switched off in the pool, all are "unknown"; where ejecting is, nobody is ejected.
+    `since` follows `health`; `now` is in seconds since the epoch. What changes nothing is left out.
     """
     settings = change.settings or snapshot.settings
     put: dict[str, Backend] = {}
@@ -210,6 +218,10 @@ def settle(snapshot: Snapshot, change: Change, probed: bool, now: float) -> Chan
         for name, backend in [*snapshot.backends.items(), *put.items()]:
             if backend.health != "unknown":
                 put[name] = msgspec.structs.replace(put.get(name, backend), health="unknown")
+    if not settings.outlier.enabled:
+        for name, backend in [*snapshot.backends.items(), *put.items()]:
+            if backend.breaker.open:
+                put[name] = msgspec.structs.replace(put.get(name, backend), breaker=CLOSED)
     kept: list[Backend] = []
     gone = tuple(name for name in change.delete if name in snapshot.backends)
     for name, backend in put.items():

@@ -12,6 +12,7 @@ import random
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from time import monotonic
 from typing import Any, Protocol
 
@@ -20,13 +21,15 @@ from lb.errors import StoreError, StoreUnavailable
 from lb.model import Backend, Snapshot
 from lb.settings import PoolConfig
 from lb.state import changes, decide
-from lb.state.claims import Claims, Waiter
+from lb.state.claims import Claims
+from lb.state.ejections import Ejections
 from lb.state.keys import PoolKeys
 from lb.state.lease import BEAT, WorkerLease, reap_dead
 from lb.state.link import STALL
 from lb.state.registry import Registry
 from lb.state.scripts import LeaseLost
 from lb.state.store import connect
+from lb.state.wishes import Waiter
 
 _LOG = logging.getLogger("lb")
 
@@ -101,14 +104,26 @@ class Fleet:
         self._last_reap = monotonic()
         self._unwatched_since = NEVER
         self._link = runtime.link(self._on_down)
+        self._ejections = Ejections(self._take, self._wake.set)
         self.claims: dict[str, Claims] = {}
         self._sources: dict[str, Any] = {}
         for name, config in pools.items():
             keys = PoolKeys(name)
             snapshot = from_config(name, config)
             link = self._link
+            tell = partial(self._ejections.tell, name)
             claims = Claims(
-                keys, worker, snapshot, link.schedule, link.release_soon, self._on_gap, link.wake, zone
+                *(
+                    keys,
+                    worker,
+                    snapshot,
+                    link.schedule,
+                    link.release_soon,
+                    self._on_gap,
+                    link.wake,
+                    zone,
+                    tell,
+                )
             )
             self.claims[name] = claims
             self._sources[name] = runtime.source(claims)
@@ -194,6 +209,7 @@ class Fleet:
                     pause = 0.1 if self._try_connect() else min(pause * 2, 1.0)
                     if self.degraded:
                         self._wake.clear()  # set by ourselves: there is nothing new to look at
+                        self._ejections.look_after(self.claims, None)
                 else:
                     self._look_after()
             except StoreError as exc:
@@ -211,6 +227,7 @@ class Fleet:
         if self._stopping:
             return
         registry = Registry(self._client)
+        self._ejections.look_after(self.claims, registry)
         stale, self._stale = self._stale, set()
         for name, claims in self.claims.items():
             if not claims.ready:
@@ -343,6 +360,8 @@ def _said(snapshot: Snapshot, found: Eligible) -> tuple[int, str]:
             threshold = snapshot.settings.panic_threshold
             why = f"fewer than {threshold:.4g} of the backends are healthy, and no backup is"
             return logging.WARNING, f"pool {pool}: panic: {why}; balancing over {many}, whatever their health"
+        case "ejected":
+            return logging.WARNING, f"pool {pool}: nobody else can serve: {many}, ejected ones, get requests"
         case "backup":
             return logging.WARNING, f"pool {pool}: backups serve: {many} get requests"
     return logging.INFO, f"pool {pool}: backends serve as usual again: {many} get requests"

@@ -20,13 +20,26 @@ from lb.state.seen import Seen
 class GreenClaims:
     """The claims of one pool, for greenlets."""
 
-    __slots__ = ("_claims", "_queue", "_switch", "_waits", "algorithm", "release", "seen", "tally")
+    __slots__ = (
+        "_claims",
+        "_queue",
+        "_switch",
+        "_waits",
+        "algorithm",
+        "blame",
+        "guard",
+        "release",
+        "seen",
+        "tally",
+    )
 
     def __init__(self, claims: Claims, hub: Any, waits: set[Any]) -> None:
         self._claims = claims
         # greenlet's own switch: the hub's method only adds a hook that plain greenlets have no use for.
         self._switch = greenlet.switch.__get__(hub)
         self.release = claims.release
+        self.blame = claims.blame
+        self.guard = claims.guard
         self.tally = claims.choice.tally
         self._queue = Queue(claims)
         self._waits = waits
@@ -56,6 +69,11 @@ class GreenClaims:
     ) -> Backend | None:
         """A backend that is not in `exclude`, `own` if it can; None when none may take a request."""
         return self._claims.claim(getcurrent(), self._switch, exclude, request, canary, own)
+
+    def probe(self, name: str, request: Request | None, canary: bool, own: str) -> Backend | None:
+        """`name`, which is ejected, if this request may probe it; else as `claim`."""
+        wish = self._claims.choice.wish((), request, canary, own)
+        return self._claims.probe(getcurrent(), self._switch, name, wish)
 
     def wait(
         self,

@@ -18,8 +18,9 @@ import redis
 
 from lb.errors import StoreUnavailable
 from lb.model import Backend
-from lb.state.claims import Claims, Waiter
-from lb.state.scripts import CLAIM_SOURCE, EXPLAIN_SOURCE
+from lb.state.claims import Claims
+from lb.state.scripts import LINKED
+from lb.state.wishes import Waiter
 
 STALL = 0.5
 """Seconds without an answer after which the store counts as away."""
@@ -64,7 +65,7 @@ class Link:
         connection: Any = client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
         try:
             connection.connect()
-            for script in (CLAIM_SOURCE, EXPLAIN_SOURCE):
+            for script in LINKED:
                 connection.send_command("SCRIPT", "LOAD", script)
                 connection.read_response()
         except (redis.RedisError, OSError) as exc:

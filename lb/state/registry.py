@@ -35,7 +35,11 @@ _SETTINGS = msgspec.json.Decoder(PoolSettings)
 
 
 class BackendStatus(msgspec.Struct, frozen=True):
-    """A backend with its counts over the whole fleet: connections now, requests ever."""
+    """A backend with its counts over the whole fleet: connections now, requests ever.
+
+    `ejected_until`: in seconds since the epoch, 0 if it is not ejected; when that is over, it waits for the
+    request that probes it. `ejections`: how many in a row there were.
+    """
 
     id: str
     url: str
@@ -49,6 +53,9 @@ class BackendStatus(msgspec.Struct, frozen=True):
     health: Health
     backup: bool = False
     zone: str = ""
+    ejected_until: float = 0.0
+    ejections: int = 0
+    ejection_reason: str = ""
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -140,6 +147,9 @@ class Registry:
                     health=backend.health,
                     backup=backend.backup,
                     zone=backend.zone,
+                    ejected_until=backend.breaker.until,
+                    ejections=backend.breaker.times,
+                    ejection_reason=backend.breaker.reason,
                 )
             )
         settings = snapshot.settings

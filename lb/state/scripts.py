@@ -2,8 +2,8 @@
 
 What a script does, and why it must be one step, stands in its header. Answers that mean "no" become
 errors here, so that nobody else needs to know the codes. The hot one, `claim`, is called by
-`lb.state.claims` on a connection of its own; its source and digest are `CLAIM_SOURCE`, `CLAIM_SHA`. So is
-`explain`, which is `claim` for one request and tells more.
+`lb.state.claims` on a connection of its own; its source and digest are `CLAIM_SOURCE`, `CLAIM_SHA`. So are
+`explain` and `probe`, which are `claim` for one request, and `outlier`, which is `claim` for none.
 """
 
 from __future__ import annotations
@@ -62,6 +62,10 @@ class Script(NamedTuple):
 
 CLAIM_SOURCE, CLAIM_SHA = Script.load("claim")
 EXPLAIN_SOURCE, EXPLAIN_SHA = Script.load("explain")
+OUTLIER_SOURCE, OUTLIER_SHA = Script.load("outlier")
+PROBE_SOURCE, PROBE_SHA = Script.load("probe")
+LINKED = (CLAIM_SOURCE, EXPLAIN_SOURCE, OUTLIER_SOURCE, PROBE_SOURCE)
+"""What is called on the connections for claims, which have to teach it to the server first."""
 COMMIT, LEASE, BEAT, REAP, HOLD, REPORT, DECISIONS = map(
     Script.load, ("commit", "lease", "beat", "reap", "hold", "report", "decisions")
 )

@@ -16,11 +16,12 @@ import redis
 from lb.algorithms.base import Request
 from lb.errors import StoreUnavailable
 from lb.model import Backend
-from lb.state.claims import Claims, Waiter
+from lb.state.claims import Claims
 from lb.state.link import STALL
 from lb.state.queue import POLL, Queue, Ticket, Waits
-from lb.state.scripts import CLAIM_SOURCE, EXPLAIN_SOURCE
+from lb.state.scripts import LINKED
 from lb.state.seen import Seen
+from lb.state.wishes import Waiter
 
 
 class _Box:
@@ -59,7 +60,7 @@ class ThreadLink:
         connection = client.connection_pool.connection_class(**options)
         try:
             connection.connect()
-            for script in (CLAIM_SOURCE, EXPLAIN_SOURCE):
+            for script in LINKED:
                 connection.send_command("SCRIPT", "LOAD", script)
                 connection.read_response()
         except (redis.RedisError, OSError) as exc:
@@ -112,6 +113,7 @@ class ThreadClaims:
         self._claims = claims
         self._link = link
         self._queue = Queue(claims)
+        self.guard = claims.guard
 
     @property
     def special(self) -> bool:
@@ -144,6 +146,13 @@ class ThreadClaims:
         box = _Box(self._link.lock)
         with self._link.lock:
             return self._claims.claim(box, self._waiting(box), exclude, request, canary, own)
+
+    def probe(self, name: str, request: Request | None, canary: bool, own: str) -> Backend | None:
+        """`name`, which is ejected, if this request may probe it; else as `claim`."""
+        box = _Box(self._link.lock)
+        with self._link.lock:
+            wish = self._claims.choice.wish((), request, canary, own)
+            return self._claims.probe(box, self._waiting(box), name, wish)
 
     def explain(
         self,
@@ -216,6 +225,11 @@ class ThreadClaims:
         """Give back what a claim took; `took`: seconds until the answer."""
         with self._link.lock:
             self._claims.release(name, took)
+
+    def blame(self, name: str, took: float, outcome: int) -> None:
+        """The same, and what became of the request."""
+        with self._link.lock:
+            self._claims.blame(name, took, outcome)
 
 
 class ThreadRuntime:

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lb.algorithms.eligible import Eligible, Mode, Zone, eligible, home, seen_from, zone_of, zones
-from lb.model import Backend, PoolSettings, Snapshot
+from lb.model import Backend, Breaker, PoolSettings, Snapshot
 
 
 def pool(states: str, threshold: float = 0.0, zone_threshold: float = 0.7) -> Snapshot:
-    """`states`: "a up, b down backup, c drain @east, d none" and so on; "none" is a weight of 0, "@" comes
-    before a zone.
+    """`states`: "a up, b down backup, c drain @east, d none, e up out" and so on; "none" is a weight of 0,
+    "out" is one that is ejected, "@" comes before a zone.
     """
     backends = {}
     for part in states.split(", "):
@@ -26,6 +26,7 @@ def pool(states: str, threshold: float = 0.0, zone_threshold: float = 0.7) -> Sn
             health=state if state in ("up", "down", "checking") else "unknown",  # type: ignore[arg-type]
             backup="backup" in more,
             zone=next((word[1:] for word in more if word[0] == "@"), ""),
+            breaker=Breaker(open="out" in more),
         )
     settings = PoolSettings(panic_threshold=threshold, zone_threshold=zone_threshold)
     return Snapshot("p", 1, settings, backends)
@@ -59,13 +60,24 @@ def pool(states: str, threshold: float = 0.0, zone_threshold: float = 0.7) -> Sn
         ("a up, b down, c down, d down backup", 0.5, "abc", "", "panic"),
         ("a drain, d down backup", 0.5, "d", "", "panic"),
         ("a drain, d down backup", 0.0, "", "", "normal"),
+        # Who is ejected gets nothing while anybody else can serve, and counts as one that is not healthy.
+        ("a up, b up out", 0.0, "a", "", "normal"),
+        ("a up out, b up backup, c up backup out", 0.0, "b", "", "backup"),
+        ("a up, b unknown out, c down", 0.5, "abc", "", "panic"),
+        ("a down, b up backup out", 0.5, "a", "", "panic"),
+        ("a drain, b up backup out", 0.5, "b", "", "panic"),
+        # Nobody else is left; who is down, drained or not seen to work yet does not come back so.
+        ("a down, b up out", 0.0, "b", "", "ejected"),
+        ("a down, b up out, c up backup out", 0.0, "b", "", "ejected"),
+        ("a drain, c up backup out", 0.0, "c", "", "ejected"),
+        ("a down out, b drain out, c checking out, d none out", 0.0, "", "", "normal"),
     ],
 )
 def test_who_serves(states: str, threshold: float, names: str, standby: str, mode: Mode) -> None:
     assert eligible(pool(states, threshold)) == Eligible(frozenset(names), frozenset(standby), mode)
 
 
-STATES = st.sampled_from(["up", "down", "unknown", "checking", "drain", "none"])
+STATES = st.sampled_from(["up", "down", "unknown", "checking", "drain", "none", "up out", "down out"])
 
 
 @given(st.lists(st.tuples(STATES, st.booleans()), min_size=1, max_size=12), st.floats(0, 1))
@@ -74,15 +86,20 @@ def test_what_always_holds(states: list[tuple[str, bool]], threshold: float) -> 
     snapshot = pool(text, threshold)
     found = eligible(snapshot)
     available = {name for name, each in snapshot.backends.items() if each.available}
+    out = {name for name, each in snapshot.backends.items() if each.ejected}
     assert not found.names & found.standby
     assert all(snapshot.backends[name].weight for name in found.names)
     assert all(snapshot.backends[name].admin == "ready" for name in found.names)
-    assert bool(found.names) >= bool(available)  # whoever is available, somebody serves
-    assert (found.mode == "panic") == bool(found.names - available)
-    if not threshold and not any(backup for _, backup in states):
+    assert bool(found.names) >= bool(available or out)  # whoever is available, somebody serves
+    assert (found.mode in ("panic", "ejected")) == bool(found.names - available)
+    assert found.mode != "ejected" or (found.names <= out and not available)
+    if not threshold and not out and not any(backup for _, backup in states):
         assert found == Eligible(frozenset(available), frozenset(), "normal")
     # One more that is healthy never takes requests away from those that are.
-    better = {name: msgspec.structs.replace(each, health="up") for name, each in snapshot.backends.items()}
+    better = {
+        name: msgspec.structs.replace(each, health="up", breaker=Breaker())
+        for name, each in snapshot.backends.items()
+    }
     assert eligible(msgspec.structs.replace(snapshot, backends=better)).mode != "panic"
 
 

@@ -8,7 +8,9 @@ from tests.algorithms.test_eligible import pool
 
 
 def test_one_reason_each() -> None:
-    snapshot = pool("a up, b down, c checking, d drain, e none, f up backup, g down backup")
+    snapshot = pool(
+        "a up, b down, c checking, d drain, e none, f up backup, g down backup, h up out, i down out"
+    )
     assert excluded(snapshot, eligible(snapshot)) == {
         "b": "down",
         "c": "checking",
@@ -16,6 +18,8 @@ def test_one_reason_each() -> None:
         "e": "weight 0",
         "f": "backup",
         "g": "down",
+        "h": "ejected",
+        "i": "down",
     }
 
 

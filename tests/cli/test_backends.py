@@ -10,7 +10,7 @@ import pytest
 
 from lb.model import Backend, PoolSettings
 from lb.settings import BackendSpec, PoolConfig
-from lb.state import decide
+from lb.state import decide, outlier
 from lb.state.lease import WorkerLease
 from lb.state.registry import Registry
 from tests.cli.conftest import Lb
@@ -40,6 +40,9 @@ def test_add_list_remove(lb: Lb, registry: Registry) -> None:
         "health": "unknown",
         "backup": False,
         "zone": "",
+        "ejected_until": 0.0,
+        "ejections": 0,
+        "ejection_reason": "",
     }
     assert (found["two"]["weight"], found["two"]["max_connections"]) == (3, 10)
     table = lb("backends", "list").out.splitlines()
@@ -138,6 +141,26 @@ def test_ready_forgets_that_a_backend_was_down(lb: Lb, registry: Registry) -> No
     )
     registry.change("default", decide.verdicts([("h:1", "up")]))
     assert lb("backends", "ready", "h:1").out == "h:1: up, gets requests\n"
+
+
+def test_ready_ends_an_ejection(lb: Lb, registry: Registry) -> None:
+    lb("backends", "add", "http://h:1")
+    lb("backends", "add", "http://h:2")
+    registry.change("default", outlier.eject("h:1", "5 failures in a row", registry.now()))
+    assert "ejected 30 s, 1 in a row" in lb("backends", "list").out
+    found = listed(lb)["h:1"]
+    assert (found["state"], found["ejection_reason"]) == ("ejected", "5 failures in a row")
+    assert lb("backends", "drain", "h:1").code == 0
+    assert listed(lb)["h:1"]["state"] == "drain"
+    assert lb("backends", "ready", "h:1").out == "h:1: unknown, gets requests\n"
+    assert listed(lb)["h:1"]["ejected_until"] == 0
+
+
+def test_one_whose_ejection_is_over_waits(lb: Lb, registry: Registry) -> None:
+    lb("backends", "add", "http://h:1")
+    lb("backends", "add", "http://h:2")
+    registry.change("default", outlier.eject("h:1", "5 failures in a row", registry.now() - 31))
+    assert "ejected, waits for a probing request" in lb("backends", "list").out
 
 
 def test_a_new_backend_waits_for_the_health_daemon(lb: Lb, registry: Registry) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from lb.model import Backend
 from lb.settings import Settings
-from lb.state import decide
+from lb.state import decide, outlier
 from lb.state.registry import Registry
 from tests.control.conftest import Asker
 
@@ -17,7 +17,7 @@ NEW = {"url": "http://127.0.0.1:9003", "weight": 2}
 
 def test_the_pools(ask: Asker) -> None:
     common = {"state": "unknown", "source": "file", "admin": "ready", "health": "unknown", "zone": ""}
-    counts = {"in_flight": 0, "requests": 0}
+    counts = {"in_flight": 0, "requests": 0, "ejected_until": 0.0, "ejections": 0, "ejection_reason": ""}
     told = ask("/v1/pools")
     assert told.status == 200
     pool = told.json["pools"]["web"]
@@ -100,6 +100,20 @@ def test_change(ask: Asker) -> None:
     assert "share" not in told.json
     assert ask(ONE, "PATCH", {"admin": "ready"}).json["state"] == "unknown"
     assert ask(ONE).json["weight"] == 0
+
+
+def test_ready_ends_an_ejection(ask: Asker, registry: Registry) -> None:
+    registry.change("web", outlier.eject("one", "5 failures in a row", registry.now()))
+    told = ask(ONE).json
+    assert (told["state"], told["ejections"], told["ejection_reason"]) == (
+        "ejected",
+        1,
+        "5 failures in a row",
+    )
+    assert 25 < told["ejected_until"] - registry.now() <= 30
+    assert ask(ONE, "PATCH", {"weight": 2}).json["state"] == "ejected"
+    told = ask(ONE, "PATCH", {"admin": "ready"}).json
+    assert (told["state"], told["ejected_until"]) == ("unknown", 0.0)
 
 
 def test_ready_forgets_that_it_was_down(ask: Asker, registry: Registry) -> None:

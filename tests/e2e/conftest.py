@@ -40,7 +40,8 @@ class Site:
     """One balancer that all tests of a module share, and a pool for each way in which backends behave.
 
     The name in the Host field chooses the pool: `t.example` has one backend, `two.example` two, and so on.
-    Connections to backends are not kept, save in the pool `kept.example`.
+    Connections to backends are not kept, save in the pool `kept.example`. Nobody is ejected: what one test
+    lets its backends do is nothing to the next.
     """
 
     HOSTS = {
@@ -79,6 +80,7 @@ class Site:
                 f"[pools.{pool}]",
                 f"backends = [{backends}]",
                 f"upstream = {{max_idle = {10 if pool == 'kept' else 0}}}",
+                "outlier = {enabled = false}",
                 f"timeouts = {{connect = 0.4, response = {0.5 if pool == 'brisk' else 20}, idle = 2}}",
             ]
         for host, pool in self.HOSTS.items():

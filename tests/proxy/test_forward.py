@@ -29,7 +29,7 @@ from lb.errors import (
     UpstreamClosed,
 )
 from lb.model import Backend as Member
-from lb.model import PoolSettings, Snapshot
+from lb.model import Breaker, OutlierPolicy, PoolSettings, Snapshot
 from lb.proxy.answer import Answer
 from lb.proxy.body import BodyReader, client_fault
 from lb.proxy.conn import Conn, Reactor
@@ -39,10 +39,12 @@ from lb.proxy.http1 import CHUNKED
 from lb.proxy.reveal import reveal
 from lb.proxy.trace import Recorder
 from lb.settings import DecisionSettings, PoolConfig, RetrySettings, TimeoutSettings, UpstreamTls
+from lb.state.guard import FAILED, FINE, VOID, Event, Guard
 from lb.state.seen import Seen
 from tests.support.backends import (
     Backend,
     Peer,
+    Request,
     Script,
     answer_of,
     chunked,
@@ -75,6 +77,11 @@ class Turns:
         self.times: list[float] = []
         self.tallies: list[tuple[bool, bool]] = []
         self.explained = 0
+        self.told: list[Event] = []
+        self.guard = Guard(Snapshot("p", 1, PoolSettings(), {}), self.told.append)
+        self.guard.store_is(away=False)
+        #: Backend, and what became of a request to it, of those that said more than that it is free.
+        self.blamed: list[tuple[str, int]] = []
 
     def canary_is_next(self) -> bool:
         return self.special
@@ -121,6 +128,13 @@ class Turns:
     def algorithm(self, canary: bool) -> tuple[str, int]:
         return "turns", 7
 
+    def probe(self, name: str, request: HeadRequest | None, canary: bool, own: str) -> Member | None:
+        return self.claim((), request, canary, name)
+
+    def blame(self, name: str, took: float, outcome: int) -> None:
+        self.blamed.append((name, outcome))
+        self.release(name, took)
+
     def release(self, name: str, took: float = -1.0) -> None:
         self.released.append(name)
         self.times.append(took)
@@ -146,6 +160,7 @@ class Proxy:
         shown = reveal(self.recorder.settings)
         self.forwarder = Forwarder("p", config, self.claims, reactor, self.log, tls, self.recorder, shown)
         self.clients: list[Any] = []
+        self.guard = self.claims.guard
 
     def client_body(self, length: int, data: bytes = b"", buffered: bytes = b"") -> BodyReader:
         raw, theirs = raw_pair(blocking=self.reactor is None)
@@ -304,6 +319,79 @@ def test_what_algorithms_want_to_know(make: Make) -> None:
         assert asked is proxy.claims.requests[3]
         assert (asked.client, asked.target, asked.header("host")) == ("1.2.3.4", "/here", "h")
         assert proxy.claims.tallies[:2] == [(True, True), (True, False)]
+
+
+def test_who_is_to_blame(make: Make) -> None:
+    """Who refuses, resets or says 503; not who says 404 or 500, nor any for what the client or we do."""
+    statuses = iter((200, 404, 500, 503))
+    with Backend() as backend, refusing() as dead:
+        backend.script = serve(lambda _: answer_of(next(statuses, 200), b"x"))
+        proxy = make(backend)
+        for _ in range(4):
+            proxy.call()
+        assert proxy.claims.blamed == [(backend.url, FINE), (backend.url, FAILED)]
+        proxy.claims.blamed.clear()
+        proxy.claims.members.insert(0, Member(id=dead, url=dead))
+        proxy.call()
+        assert proxy.claims.blamed == [(dead, FAILED)]
+
+
+def test_a_client_that_leaves_within_its_upload_blames_nobody(make: Make) -> None:
+    with Backend(lambda peer: peer.wait_closed()) as backend:
+        proxy = make(backend)
+        body = proxy.client_body(10, b"half")
+        proxy.clients[-1].close()
+        with pytest.raises(ClientGone):
+            proxy.call("POST", body=body)
+        assert proxy.claims.blamed == [(backend.url, VOID)]
+
+
+def test_an_answer_that_takes_too_long_is_a_failure(make: Make) -> None:
+    def slow(request: Request) -> bytes:
+        time.sleep(0.3 if request.target == "/slow" else 0)
+        return ok()
+
+    with Backend(serve(slow)) as backend:
+        proxy = make(backend)
+        proxy.call(target="/slow")
+        assert proxy.claims.blamed == []
+        policy = OutlierPolicy(unhealthy_latency=0.25)
+        snapshot = Snapshot("p", 1, PoolSettings(outlier=policy), {})
+        proxy.guard.update(snapshot)
+        proxy.forwarder.update(snapshot)
+        proxy.call(target="/slow")
+        assert proxy.claims.blamed == [(backend.url, FAILED)]
+
+
+@pytest.mark.parametrize(("status", "what"), [(200, "succeeded"), (404, "succeeded"), (503, "failed")])
+def test_one_request_probes_who_is_ejected(make: Make, status: int, what: str) -> None:
+    with Backend(serve(answer_of(status, b"x"))) as backend, Backend() as other:
+        proxy = make(other, backend)
+        out = Member(id=backend.url, url=backend.url, breaker=Breaker(open=True, until=5.0))
+        proxy.guard.update(Snapshot("p", 1, PoolSettings(), {backend.url: out}))
+        proxy.guard.arm((backend.url,))
+        proxy.call("POST", body=proxy.client_body(2, b"ab"))  # rather one that can be repeated
+        assert proxy.claims.told == []
+        proxy.call()
+        assert [(event.name, event.what, event.until) for event in proxy.claims.told] == [
+            (backend.url, what, 5.0)
+        ]
+        assert proxy.guard.due == ()
+        proxy.call()
+        assert len(proxy.claims.told) == 1
+
+
+def test_a_probe_that_fails_costs_its_request_nothing(make: Make) -> None:
+    with refusing() as dead, Backend() as other:
+        proxy = make(other)
+        proxy.claims.members.append(Member(id=dead, url=dead))
+        out = Member(id=dead, url=dead, breaker=Breaker(open=True, until=5.0))
+        proxy.guard.update(Snapshot("p", 1, PoolSettings(), {dead: out}))
+        proxy.guard.arm((dead,))
+        assert proxy.call()[0] == 200
+        (event,) = proxy.claims.told
+        assert (event.what, event.reason) == ("failed", "connect_failed")
+        assert proxy.claims.claimed == [dead, other.url]
 
 
 def test_the_clients_own_backend_is_asked_for(make: Make) -> None:

@@ -14,11 +14,12 @@ from lb.algorithms.request import HeadRequest
 from lb.model import Backend
 from lb.settings import BackendSpec, PoolConfig
 from lb.state import decide
-from lb.state.claims import MAX_BATCH, Claims, Waiter
+from lb.state.claims import MAX_BATCH, Claims
 from lb.state.keys import PoolKeys
 from lb.state.lease import WorkerLease
 from lb.state.registry import Registry
 from lb.state.scripts import CLAIM_SOURCE
+from lb.state.wishes import Waiter
 from tests.state.pool import Pool
 
 URLS = tuple(f"http://127.0.0.1:{9001 + n}" for n in range(3))

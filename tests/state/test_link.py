@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gevent
 import pytest
@@ -16,9 +17,10 @@ from gevent import get_hub
 from lb.errors import StoreUnavailable
 from lb.model import Backend
 from lb.settings import BackendSpec, PoolConfig
-from lb.state import decide
+from lb.state import decide, outlier
 from lb.state.claims import MAX_BATCH, Claims
 from lb.state.green import GreenClaims, GreenRuntime
+from lb.state.guard import FAILED, FINE, Event, Guard
 from lb.state.keys import PoolKeys
 from lb.state.lease import WorkerLease
 from lb.state.link import RELEASE_DELAY, STALL, Link
@@ -153,6 +155,43 @@ def test_a_release_goes_out_soon_without_a_claim(desk: Desk, pool: Pool) -> None
     until(lambda: not pool.in_flight(), "the releases")
     assert time.monotonic() - began < RELEASE_DELAY + 0.2
     assert desk.claims["p"].calls == 2
+
+
+def test_failures_go_with_what_they_give_back_and_claims_follow(desk: Desk, pool: Pool) -> None:
+    def scripts() -> int:
+        stats: Any = pool.client.info("commandstats")
+        return int(stats["cmdstat_evalsha"]["calls"])
+
+    told: list[Event] = []
+    claims = desk.claims["p"]
+    claims.guard = desk.sources["p"].guard = Guard(claims.snapshot, told.append)
+    claims.guard.store_is(away=False)
+    taken = names(desk.ask(18))
+    bad = NAMES[0]
+    before = scripts()
+    for name in taken:
+        desk.sources["p"].release(name) if name != bad else desk.sources["p"].blame(name, -1.0, FAILED)
+    assert len(names(desk.ask(9))) == 9
+    assert scripts() == before + 2
+    assert sum(pool.in_flight().values()) == 9
+    assert told == [Event(bad, "outlier", reason="6 failures in a row")]
+    # Successes have a call of their own no more than ever.
+    for name in claims.held.copy():
+        for _ in range(3):
+            desk.sources["p"].blame(name, -1.0, FINE)
+    until(lambda: not pool.in_flight(), "the releases")
+    assert scripts() == before + 3
+
+
+def test_a_probe_goes_out_by_itself(desk: Desk, pool: Pool) -> None:
+    out = outlier.eject(NAMES[0], "why", Registry(pool.client).now() - 60)
+    desk.claims["p"].update(Registry(pool.client).change("p", out))
+    source = desk.sources["p"]
+    asked = [gevent.spawn(lambda: source.probe(NAMES[0], None, False, "")) for _ in range(3)]
+    others = names(desk.ask(4))
+    assert Counter(names(asked))[NAMES[0]] == 1
+    assert NAMES[0] not in others
+    assert desk.claims["p"].calls == 4
 
 
 def test_exclusions_and_none(desk: Desk) -> None:

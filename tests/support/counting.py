@@ -5,7 +5,8 @@
 Prints the port it listens on. A request is answered after DELAY seconds, or after the milliseconds that its
 query says, with "ok" or, where the query is `say=TEXT`, with that text; `Upgrade: websocket` makes an echo of
 the connection. `/__counts` answers the counts as JSON, `/__most` the most requests of each path that were
-under way at one time; neither is counted.
+under way at one time. `/__fault?503` lets every request be answered so from then on, `/__fault?reset` resets
+its connection, `/__fault?` ends that. None of these is counted.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Connection(asyncio.Protocol):
     """One connection: requests without bodies, one after the other."""
 
     delay = 0.0
+    fault = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -47,7 +49,17 @@ class Connection(asyncio.Protocol):
                 body = json.dumps(COUNTS if path == "/__counts" else MOST).encode()
                 self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
                 continue
+            if path == "/__fault":
+                Connection.fault = query
+                self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+                continue
             COUNTS[path] += 1
+            if self.fault == "reset":
+                self._transport.abort()
+                return
+            if self.fault:
+                self._transport.write(b"HTTP/1.1 %b Fault\r\nContent-Length: 0\r\n\r\n" % self.fault.encode())
+                continue
             if b"\r\nupgrade: websocket" in head.lower():
                 self._websocket = ServerProtocol()
                 self._echo(self._websocket, head + b"\r\n\r\n")

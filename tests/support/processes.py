@@ -419,6 +419,10 @@ class PlainBackend:
         """The most requests that were under way at one time, by path."""
         return self._ask("/__most")
 
+    def fault(self, kind: str) -> None:
+        """From now on: "503" answers, "reset" connections, "" neither."""
+        self._ask(f"/__fault?{kind}")
+
     def _ask(self, path: str) -> dict[str, int]:
         with urllib.request.urlopen(self.url + path, timeout=10) as answer:
             found: dict[str, int] = json.load(answer)

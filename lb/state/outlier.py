@@ -1,0 +1,141 @@
+"""Who is an outlier, and what becomes of it: the circuit breaker of each backend, decided.
+
+No I/O, no clock. One state machine for what other balancers have two of: ejecting an outlier opens a breaker,
+its end makes it half-open, one probing request closes it or opens it for longer. Failures are counted by
+`redis/outlier.lua` for the fleet, by `Counts` for one worker while the store is away; the deciders here are
+committed as any change of a pool, under the version they were decided on, so each is made once.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from lb.model import Backend, Breaker, OutlierPolicy, Snapshot
+from lb.state.decide import NOTHING, Change, Decider
+
+
+class Counts:
+    """What became of the requests to one backend, as one worker saw it; the rules are those of
+    `redis/outlier.lua`.
+    """
+
+    __slots__ = ("_all", "_began", "_failed", "_row")
+
+    def __init__(self) -> None:
+        self._row = self._all = self._failed = 0
+        self._began = 0.0
+
+    def add(self, failed: bool, policy: OutlierPolicy, now: float) -> str:
+        """Count one request; returns why it makes the backend an outlier, "" if it does not."""
+        self._row = self._row + 1 if failed else 0
+        if self._all and not 0 <= now - self._began < policy.window:
+            self._all = self._failed = 0
+        if failed or self._all:
+            # A window begins with a failure.
+            self._began = self._began if self._all else now
+            self._all += 1
+            self._failed += failed
+        if not failed:
+            return ""
+        row, failures, among = self._row, self._failed, self._all
+        in_row = 0 < policy.consecutive_failures <= row
+        if not in_row and (among < policy.min_requests or (among - failures) / among >= policy.success_rate):
+            return ""
+        self.__init__()  # type: ignore[misc]
+        return why(row, 0) if in_row else why(failures, among)
+
+
+def why(failures: int, among: int) -> str:
+    """Why a backend is an outlier, for people; `among` 0: the failures came in a row."""
+    if among:
+        return f"{failures} of {among} requests failed"
+    return f"{failures} failures in a row" if failures != 1 else "a failure"
+
+
+def seconds_out(policy: OutlierPolicy, times: int) -> float:
+    """How long the `times`-th ejection in a row lasts."""
+    return min(policy.base_ejection_time * times, policy.max_ejection_time)
+
+
+def may_eject(snapshot: Snapshot, name: str) -> bool:
+    """May this backend be ejected? Not if it is already, nor beyond `max_ejected` of those that are meant to
+    serve (rounded down: of two one, of one none), nor if nobody else is available.
+    """
+    policy, known = snapshot.settings.outlier, snapshot.backends.get(name)
+    if not policy.enabled or known is None or known.breaker.open:
+        return False
+    meant = [one for one in snapshot.backends.values() if one.admin == "ready" and one.weight > 0]
+    out = sum(one.breaker.open for one in meant)
+    # Shares such as 0.29 of 100 are no exact numbers.
+    if out + 1 > policy.max_ejected * len(meant) + 1e-9:
+        return False
+    return any(one.available and one.id != name for one in meant)
+
+
+def eject(name: str, reason: str, now: float) -> Decider:
+    """Open the breaker of an outlier, if that may be (`may_eject`). It is one ejection more in a row if the
+    last one ended less than `max_ejection_time` ago.
+    """
+
+    def decide(snapshot: Snapshot) -> Change:
+        if not may_eject(snapshot, name):
+            return NOTHING
+        known, policy = snapshot.backends[name], snapshot.settings.outlier
+        recent = now - known.breaker.since < policy.max_ejection_time
+        times = known.breaker.times + 1 if recent else 1
+        return _opened(known, policy, times, reason, now)
+
+    return decide
+
+
+def probe_failed(name: str, until: float, reason: str, now: float) -> Decider:
+    """The probing request of the ejection that ended at `until` has failed: another one, longer."""
+
+    def decide(snapshot: Snapshot) -> Change:
+        known, policy = snapshot.backends.get(name), snapshot.settings.outlier
+        if known is None or not _is(known, until):
+            return NOTHING
+        return _opened(known, policy, known.breaker.times + 1, f"{reason} when probed", now)
+
+    return decide
+
+
+def probe_succeeded(name: str, until: float, now: float) -> Decider:
+    """It has succeeded: the backend is back."""
+
+    def decide(snapshot: Snapshot) -> Change:
+        known = snapshot.backends.get(name)
+        if known is None or not _is(known, until):
+            return NOTHING
+        closed = Breaker(since=now, times=known.breaker.times)
+        return Change(put=(msgspec.structs.replace(known, breaker=closed),))
+
+    return decide
+
+
+def probe_again(name: str, until: float, now: float) -> Decider:
+    """It says nothing, its client has left: another request may probe."""
+
+    def decide(snapshot: Snapshot) -> Change:
+        known = snapshot.backends.get(name)
+        if known is None or not _is(known, until):
+            return NOTHING
+        # Another number, so that the permit of the one that was lost does not count.
+        later = msgspec.structs.replace(known.breaker, until=max(now, until + 0.001))
+        return Change(put=(msgspec.structs.replace(known, breaker=later),))
+
+    return decide
+
+
+def due(snapshot: Snapshot, now: float) -> tuple[str, ...]:
+    """The backends that wait for their probing request: half-open, and nothing else is in the way."""
+    return tuple(name for name, one in snapshot.backends.items() if one.ejected and one.breaker.until <= now)
+
+
+def _is(known: Backend, until: float) -> bool:
+    return known.breaker.open and known.breaker.until == until
+
+
+def _opened(known: Backend, policy: OutlierPolicy, times: int, reason: str, now: float) -> Change:
+    breaker = Breaker(True, now, now + seconds_out(policy, times), times, reason)
+    return Change(put=(msgspec.structs.replace(known, breaker=breaker),))

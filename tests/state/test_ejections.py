@@ -1,0 +1,133 @@
+"""A worker's ejections, committed: once for the fleet, and alone while the store is away."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+import redis
+
+from lb.model import OutlierPolicy, PoolSettings, Snapshot
+from lb.settings import BackendSpec
+from lb.state import decide
+from lb.state.claims import Claims
+from lb.state.decide import Change
+from lb.state.ejections import Ejections
+from lb.state.guard import Event
+from lb.state.keys import PoolKeys
+from lb.state.registry import Registry
+from tests.support.run import eventually
+
+OUT = Event("a:80", "outlier", reason="5 failures in a row")
+
+
+class Worker:
+    """What is needed of one."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        def nothing(*_: object) -> None:
+            pass
+
+        self.woken = 0
+        keys = PoolKeys("p")
+        self.claims = Claims(keys, "w", snapshot, nothing, nothing, nothing, nothing)
+        self.ejections = Ejections(lambda claims, snapshot: claims.update(snapshot), self.wake)
+
+    def wake(self) -> None:
+        self.woken += 1
+
+    def look(self, registry: Registry | None, *events: Event) -> dict[str, str]:
+        """The state of each backend after these events."""
+        for event in events:
+            self.ejections.tell("p", event)
+        self.ejections.look_after({"p": self.claims}, registry)
+        return {name: backend.state for name, backend in self.claims.snapshot.backends.items()}
+
+    def waits_for_its_probe(self, registry: Registry | None) -> None:
+        """Wait until the first backend is half-open here."""
+
+        def due() -> bool:
+            self.look(registry)
+            return self.claims.guard.due == ("a:80",)
+
+        eventually(due, "the ejection to be over")
+
+
+def configured(names: str = "abc", base: float = 30.0) -> Snapshot:
+    settings = PoolSettings(outlier=OutlierPolicy(base_ejection_time=base))
+    specs = [BackendSpec(f"http://{name}:80") for name in names]
+    return decide.configured("p", settings, specs)
+
+
+@pytest.fixture
+def workers(registry: Registry) -> Callable[..., tuple[Worker, Worker]]:
+    def make(base: float = 30.0) -> tuple[Worker, Worker]:
+        known = configured(base=base)
+        pool = registry.change("p", lambda _: Change(tuple(known.backends.values()), (), known.settings))
+        return Worker(pool), Worker(pool)
+
+    return make
+
+
+def test_once_for_the_fleet(
+    registry: Registry, workers: Callable[..., tuple[Worker, Worker]], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "lb")
+    one, other = workers()
+    assert one.look(registry, OUT) == {"a:80": "ejected", "b:80": "unknown", "c:80": "unknown"}
+    assert one.woken == 1
+    assert not one.claims.guard.due
+    # Others may say the same, or that of another one; the bound holds for all.
+    assert set(other.look(registry, OUT, Event("b:80", "outlier")).values()) == {"unknown"}
+    found = {status.id: status for status in registry.status("p")}
+    assert (found["a:80"].state, found["a:80"].ejections) == ("ejected", 1)
+    assert found["a:80"].ejected_until == pytest.approx(registry.now() + 30, abs=5)
+    assert [record.getMessage() for record in caplog.records] == [
+        "pool p: a:80 is ejected for 30 s: 5 failures in a row"
+    ]
+
+
+def test_it_waits_for_its_probe_and_is_back(
+    registry: Registry, workers: Callable[..., tuple[Worker, Worker]], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "lb")
+    worker, _ = workers(base=0.001)
+    worker.look(registry, OUT)
+    worker.waits_for_its_probe(registry)
+    until = worker.claims.snapshot.backends["a:80"].breaker.until
+    assert worker.look(registry, Event("a:80", "void", until))["a:80"] == "ejected"
+    again = worker.claims.snapshot.backends["a:80"].breaker.until
+    assert again > until
+    worker.look(registry, Event("a:80", "failed", again, "503"))
+    last = worker.claims.snapshot.backends["a:80"].breaker
+    assert (last.times, last.reason) == (2, "503 when probed")
+    assert worker.look(registry, Event("a:80", "succeeded", last.until))["a:80"] == "unknown"
+    assert not worker.claims.guard.due
+    assert [record.getMessage() for record in caplog.records] == [
+        "pool p: a:80 is ejected for 0.001 s: 5 failures in a row",
+        "pool p: a:80 is ejected for 0.002 s: 503 when probed",
+        "pool p: a:80 is back: a request that probed it succeeded",
+    ]
+
+
+def test_alone_by_the_same_rules(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "lb")
+    worker = Worker(configured(base=0.001))
+    states = worker.look(None, OUT, Event("b:80", "outlier"))
+    assert states == {"a:80": "ejected", "b:80": "unknown", "c:80": "unknown"}
+    assert worker.claims.snapshot.version == 0
+    worker.waits_for_its_probe(None)
+    until = worker.claims.snapshot.backends["a:80"].breaker.until
+    assert worker.look(None, Event("a:80", "succeeded", until))["a:80"] == "unknown"
+    assert caplog.records[0].getMessage() == (
+        "pool p: a:80 is ejected for 0.001 s: 5 failures in a row (on this worker's own view)"
+    )
+
+
+def test_what_is_told_of_what_is_gone_does_nothing(client: redis.Redis, registry: Registry) -> None:
+    worker = Worker(registry.change("p", decide.restore(configured("ab"))))
+    registry.change("p", decide.remove("a:80"))
+    version = registry.version("p")
+    worker.look(registry, OUT, Event("a:80", "succeeded", 1.0), Event("a:80", "void", 1.0))
+    assert registry.version("p") == version
