@@ -33,6 +33,7 @@ HOT = (
     "proxy/tls",
     "proxy/transport",
     "proxy/upstream",
+    "proxy/upstreams",
     "reply",
     "routing",
     "server",

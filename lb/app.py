@@ -13,6 +13,7 @@ from time import perf_counter, time
 from typing import Any
 
 from lb.accesslog import Entry
+from lb.algorithms.request import HeadRequest
 from lb.errors import NoPool, ProxyError
 from lb.service import Service
 from lb.sticky import Bond
@@ -65,6 +66,7 @@ def application(environ: dict[str, Any], start_response: StartResponse) -> Itera
         bond: Bond | None = None
         if service.sticky and (sticky := service.sticky.get(route.pool)) is not None:
             bond, head = sticky.read(head, service.scheme(environ) == "https", entry.time)
+        sent = head
         if route.request is not None:
             line, _, lines = head.partition(b"\r\n")
             edited = route.request.apply(lines[:-2], variables(environ, entry))
@@ -74,16 +76,22 @@ def application(environ: dict[str, Any], start_response: StartResponse) -> Itera
             body.limit_to(service.body_limit)
         own, home = ("", "") if bond is None else (bond.backend, bond.home)
         upgrade = environ.get("lb.upgrade") is True
-        answer = service.forwarders[route.pool].forward(
-            entry, head, body, started, environ.get("lb.interim"), upgrade, own, home
-        )
+        interim = environ.get("lb.interim")
+        once = service.once.get(route.pool) if service.once else None
+        if once is not None and "HTTP_IDEMPOTENCY_KEY" in environ:
+            key, asked = environ["HTTP_IDEMPOTENCY_KEY"], HeadRequest(sent, entry.client, entry.target)
+            answer = once.forward(key, asked, entry, head, body, started, interim, own, home)
+        else:
+            answer = service.forwarders[route.pool].forward(
+                entry, head, body, started, interim, upgrade, own, home
+            )
     except ProxyError as exc:
         entry.status, entry.code, entry.duration = exc.status, exc.code, perf_counter() - started
         service.log.add(entry)
         return problem(exc, environ, start_response, entry.id, service.about(entry))
     if route.response is not None:
         answer.lines = route.response.apply(answer.lines, variables(environ, entry))
-    if bond is not None:
+    if bond is not None and answer.backend.id:
         answer.lines = bond.mark(answer.lines, answer.backend)
     start_raw: Callable[[int, str, bytes, bool], None] | None = environ.get("lb.start")
     if start_raw is not None:  # our own worker takes the fields as they came

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from lb.algorithms import UnknownAlgorithm, algorithm
 from lb.algorithms import names as algorithm_names
+from lb.config_retry import check_methods, check_retry_on, check_scope
 from lb.config_sticky import check_cookie, check_cookie_path, check_secret
 from lb.config_table import BY_KEY
 from lb.model import check_url
@@ -365,6 +366,15 @@ _TEXT_CHECKS: Mapping[str, Callable[[str], str]] = {
     "routes[].path": check_route_path,
 }
 
+_LIST_CHECKS: Mapping[str, Callable[[object], tuple[str, ...]]] = {
+    "trusted_proxies": check_networks,
+    "allowed_backends": check_networks,
+    "decisions.header_for": check_networks,
+    "pools.NAME.retry.on": check_retry_on,
+    "pools.NAME.idempotency.methods": check_methods,
+    "pools.NAME.idempotency.scope": check_scope,
+}
+
 
 def check_value(key: str, value: object) -> object:
     """Check a value of the right type for the key of the table; return its normal form.
@@ -377,8 +387,8 @@ def check_value(key: str, value: object) -> object:
         raise ValueError(f"{value!r} is out of range; use {row.low:g} to {row.high:.10g}{unit}")
     if key == "pools.NAME.hash.balance" and isinstance(value, int | float):
         return check_balance(value)
-    if key in ("trusted_proxies", "allowed_backends", "decisions.header_for"):
-        return check_networks(value)
+    if key in _LIST_CHECKS:
+        return _LIST_CHECKS[key](value)
     if key.startswith("routes[].re") and isinstance(value, Mapping | tuple):
         return check_edits(value)
     if isinstance(value, str):

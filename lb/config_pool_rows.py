@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lb.algorithms import ALGORITHMS
-from lb.config_row import DAY, MIB, Setting
+from lb.config_fault_rows import OUTLIER_ROWS, RETRY_ROWS
+from lb.config_row import DAY, Setting
 
 POOL_ROWS: tuple[Setting, ...] = (
     Setting(
@@ -92,71 +93,7 @@ POOL_ROWS: tuple[Setting, ...] = (
         0,
         1,
     ),
-    Setting(
-        "pools.NAME.outlier.enabled",
-        "LB_OUTLIER_ENABLED",
-        "are backends ejected on which requests fail: docs/reliability.md",
-    ),
-    Setting(
-        "pools.NAME.outlier.consecutive_failures",
-        "LB_OUTLIER_CONSECUTIVE_FAILURES",
-        "failures in a row, in the whole fleet, after which a backend is ejected; 0: any number",
-        high=1_000_000,
-    ),
-    Setting(
-        "pools.NAME.outlier.success_rate",
-        "LB_OUTLIER_SUCCESS_RATE",
-        "share of its requests of a `window` that have succeeded, below which it is ejected; 0: never",
-        "",
-        0,
-        1,
-    ),
-    Setting(
-        "pools.NAME.outlier.min_requests",
-        "LB_OUTLIER_MIN_REQUESTS",
-        "requests of a `window` below which that share says nothing",
-        low=1,
-        high=1_000_000,
-    ),
-    Setting("pools.NAME.outlier.window", "LB_OUTLIER_WINDOW", "over how long it is counted", "s", 0.1, DAY),
-    Setting(
-        "pools.NAME.outlier.unhealthy_status",
-        "LB_OUTLIER_UNHEALTHY_STATUS",
-        "answers that are failures, beside attempts without one: codes and ranges of 500 to 599; empty: none",
-    ),
-    Setting(
-        "pools.NAME.outlier.unhealthy_latency",
-        "LB_OUTLIER_UNHEALTHY_LATENCY",
-        "answers are failures, too, whose first byte takes longer; 0: none",
-        "s",
-        0,
-        DAY,
-    ),
-    Setting(
-        "pools.NAME.outlier.base_ejection_time",
-        "LB_OUTLIER_BASE_EJECTION_TIME",
-        "how long the first ejection lasts, before one request may probe the backend; the n-th in a row n "
-        "times that",
-        "s",
-        0.1,
-        DAY,
-    ),
-    Setting(
-        "pools.NAME.outlier.max_ejection_time",
-        "LB_OUTLIER_MAX_EJECTION_TIME",
-        "how long one lasts at most; as long after its return a backend's ejections are forgotten",
-        "s",
-        0.1,
-        DAY,
-    ),
-    Setting(
-        "pools.NAME.outlier.max_ejected",
-        "LB_OUTLIER_MAX_EJECTED",
-        "share of the pool that may be ejected at a time, rounded down: of two backends one, of one none",
-        "",
-        0,
-        1,
-    ),
+    *OUTLIER_ROWS,
     Setting(
         "pools.NAME.sticky.cookie",
         "LB_STICKY_COOKIE",
@@ -232,21 +169,7 @@ POOL_ROWS: tuple[Setting, ...] = (
         0.001,
         30 * DAY,
     ),
-    Setting(
-        "pools.NAME.retry.attempts",
-        "LB_RETRY_ATTEMPTS",
-        "backends tried for one request, the first included; 1: no retry",
-        low=1,
-        high=100,
-    ),
-    Setting(
-        "pools.NAME.retry.max_body",
-        "LB_RETRY_MAX_BODY",
-        "the largest request body that is kept for another try",
-        "bytes",
-        0,
-        64 * MIB,
-    ),
+    *RETRY_ROWS,
     Setting(
         "pools.NAME.upstream.max_idle",
         "LB_UPSTREAM_MAX_IDLE",

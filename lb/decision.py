@@ -68,10 +68,11 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     pick (None: it was not measured, and is part of `seconds`); `seconds` from then until the head of the
     answer, or the failure.
 
-    `outcome` is "answered", with the answer's `status`, or the code of the error (see `lb.errors`), with its
-    `detail`. `version` is that of the pool, `rule` how one of those that the algorithm named was taken, `key`
-    what of the request it went by. `omitted`: members of the pool that are neither in `candidates` nor in
-    `excluded`.
+    `outcome` is "answered", with the answer's `status`; "outrun" when another one that ran at the same time
+    was first (`hedge`: one that began because the first was slow); or the code of the error (see
+    `lb.errors`), with its `detail`. `version` is that of the pool, `rule` how one of those that the algorithm
+    named was taken, `key` what of the request it went by. `omitted`: members of the pool that are neither in
+    `candidates` nor in `excluded`.
     """
 
     backend: str
@@ -85,6 +86,7 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     status: int = 0
     detail: str = ""
     canary: bool = False
+    hedge: bool = False
     mode: str = "normal"
     rule: str = ""
     key: str = ""
@@ -125,7 +127,7 @@ class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
         return (
             self.status >= 500
             or self.code != ""
-            or any(attempt.outcome != "answered" for attempt in self.attempts)
+            or any(attempt.outcome not in ("answered", "outrun") for attempt in self.attempts)
         )
 
 

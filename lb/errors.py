@@ -8,15 +8,18 @@
     └── ProxyError             a request could not be served
         ├── ClientError        source "downstream": the client's message or its absence
         │   ├── BadRequest, HeaderTooLarge, BodyTooLarge, UriTooLong, UnsupportedCoding, …
+        │   ├── IdempotencyRunning, IdempotencyReused, …
         │   └── ClientGone     the client went away: nobody is there to answer
         │       └── IncompleteBody     it ended its message too early, and may still read
         ├── UpstreamError      source "upstream": a backend
         │   ├── ConnectFailed, ConnectTimeout, TlsFailed   nothing was sent
         │   ├── UpstreamClosed                     reset or closed before the first byte
         │   ├── ResponseTimeout
-        │   └── BadResponse                        what came back is not HTTP
+        │   ├── BadResponse                        what came back is not HTTP
+        │   └── RetryBudgetSpent, …Late            one of these, and no retry is left
         └── InternalError      source "internal": the balancer itself
             ├── NoBackend, NoPool, Overloaded, QueueFull, QueueTimeout
+            ├── IdempotencyUnavailable, IdempotencyFull
 
 `status` is the answer's status code, `code` the stable word in the access log,
 `sent` says whether any byte of the request may have reached the backend.
@@ -131,6 +134,40 @@ class BodyTooLarge(ClientError):
     code = "body_too_large"
 
 
+class IdempotencyKeyInvalid(ClientError):
+    """An `Idempotency-Key` that is none: empty, too long, given twice, or of other characters."""
+
+    code = "idempotency_key_invalid"
+
+
+class IdempotencyBodyTooLarge(ClientError):
+    """A request with a key whose body is larger than `idempotency.max_body`."""
+
+    status = 413
+    code = "idempotency_body_too_large"
+
+
+class IdempotencyRunning(ClientError):
+    """The first request with this key is still being served."""
+
+    status = 409
+    code = "idempotency_running"
+
+
+class IdempotencyNotKept(ClientError):
+    """The first request with this key was carried out, and its answer was too large to be kept."""
+
+    status = 409
+    code = "idempotency_not_kept"
+
+
+class IdempotencyReused(ClientError):
+    """The first request with this key was another one."""
+
+    status = 422
+    code = "idempotency_reused"
+
+
 class UnsupportedCoding(ClientError):
     """A transfer coding other than chunked."""
 
@@ -160,11 +197,12 @@ class IncompleteBody(ClientGone):
 
 
 class UpstreamError(ProxyError):
-    """A backend failed."""
+    """A backend failed. `retry_on`: the word of the setting `retry.on` that lets another one be tried."""
 
     source = "upstream"
     status = 502
     code = "upstream_error"
+    retry_on: ClassVar[str] = "reset"
 
 
 class ConnectFailed(UpstreamError):
@@ -172,6 +210,7 @@ class ConnectFailed(UpstreamError):
 
     code = "connect_failed"
     sent = False
+    retry_on = "connect-failure"
 
 
 class ConnectTimeout(ConnectFailed):
@@ -204,12 +243,26 @@ class ResponseTimeout(UpstreamError):
 
     status = 504
     code = "response_timeout"
+    retry_on = "timeout"
 
 
 class BadResponse(UpstreamError):
     """What the backend sent is not one HTTP message."""
 
     code = "bad_response"
+    retry_on = "invalid-response"
+
+
+class RetryBudgetSpent(UpstreamError):
+    """A backend failed, and the fleet has had as many retries as it may (`retry.budget`)."""
+
+    code = "retry_budget"
+
+
+class RetryBudgetSpentLate(RetryBudgetSpent):
+    """The same after a timeout."""
+
+    status = 504
 
 
 class InternalError(ProxyError):
@@ -242,6 +295,20 @@ class QueueTimeout(InternalError):
 
     status = 503
     code = "queue_timeout"
+
+
+class IdempotencyUnavailable(InternalError):
+    """A request with an `Idempotency-Key`, and the shared state, which knows it, is away."""
+
+    status = 503
+    code = "idempotency_unavailable"
+
+
+class IdempotencyFull(InternalError):
+    """What is kept for keys takes `idempotency.memory` already."""
+
+    status = 503
+    code = "idempotency_full"
 
 
 class NoPool(InternalError):

@@ -15,14 +15,17 @@ from lb.accesslog import AccessLog, Entry
 from lb.errors import StoreError
 from lb.forwarded import Forwarding
 from lb.model import Snapshot
+from lb.once import Once
 from lb.proxy.conn import Reactor
 from lb.proxy.forward import Forwarder
 from lb.proxy.reveal import reveal
 from lb.proxy.trace import Recorder
 from lb.routing import Router
 from lb.settings import Settings
+from lb.state.budget import Budget
 from lb.state.decisions import write
 from lb.state.fleet import Fleet, Runtime
+from lb.state.onetime import Entries
 from lb.state.registry import Registry
 from lb.state.store import store_url
 from lb.sticky import sticky_pools
@@ -76,10 +79,28 @@ class Service:
                 self.log,
                 contexts[name],
                 self.recorder,
+                Budget(name, config.retry, self.fleet.registry),
                 self.reveal,
                 settings.client.stream_close_delay,
+                settings.client.request,
             )
             for name, config in settings.pools.items()
+        }
+        for name, config in settings.pools.items():
+            if config.hedge.enabled and reactor is None:
+                _LOG.warning(
+                    "pool %s: there are no hedges under gthread: a thread's wait cannot be ended", name
+                )
+        #: By pool, where requests with an Idempotency-Key are carried out once.
+        self.once = {
+            name: Once(
+                config.idempotency,
+                self.forwarders[name],
+                Entries(name, worker, config.idempotency, self.fleet.registry),
+                reactor,
+            )
+            for name, config in settings.pools.items()
+            if config.idempotency.enabled
         }
         #: By pool, where clients stay at their backends.
         self.sticky = sticky_pools({name: config.sticky for name, config in settings.pools.items()})
@@ -141,6 +162,10 @@ class Service:
         return self._prefix + hex(next(self._count))[2:]  # noqa: FURB116 - formatting takes twice as long
 
     def _on_beat(self, registry: Registry) -> None:
+        for forwarder in self.forwarders.values():
+            forwarder.beat(registry)
+        for once in self.once.values():
+            once.entries.beat(registry)
         if self.recorder.pending:
             settings, found = self.settings.decisions, list(self.recorder.pending)
             try:

@@ -25,15 +25,53 @@ class BackendSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     zone: str = ""
 
 
+RETRY_ON = ("connect-failure", "reset", "timeout", "invalid-response")
+"""The words of `retry.on` besides statuses; each error has its own (`lb.errors.UpstreamError.retry_on`)."""
+
+
 class RetrySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether and how often a request is tried on another backend.
 
     `attempts` counts all tries, the first included; `max_body` is the largest request body
-    that is kept for a second try.
+    that is kept for a second try. `on`: after what (see `lb.proxy.retry`). `budget`: tries after the first,
+    of requests of which something was sent, as a share of the fleet's requests; `budget_min`: how many a
+    second may be in any case. `backoff`, `backoff_max`: the longest pause before the second try, which
+    doubles with each one, and the longest there is.
     """
 
     attempts: int = 3
     max_body: int = 65536
+    on: tuple[str, ...] = RETRY_ON
+    budget: float = 0.2
+    budget_min: float = 3.0
+    backoff: float = 0.025
+    backoff_max: float = 0.25
+
+
+class HedgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Is a second backend asked when the first is slow? `after`: how slow, in seconds; 0: slower than 95 of
+    100 requests of the pool have been.
+    """
+
+    enabled: bool = False
+    after: float = 0.0
+
+
+class IdempotencySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Requests with an `Idempotency-Key` (draft-ietf-httpapi-idempotency-key-header): are they carried out
+    once only, of which methods, for how many seconds is the answer kept; the largest request body and answer,
+    and how much all of a pool take in the shared state, in bytes. `scope`: what tells users apart
+    ("header:NAME", "cookie:NAME", "ip"); `store_away`: what becomes of them while nobody can tell.
+    """
+
+    enabled: bool = False
+    methods: tuple[str, ...] = ("POST", "PATCH")
+    ttl: float = 86400.0
+    max_body: int = 65536
+    max_answer: int = 65536
+    memory: int = 67108864
+    scope: tuple[str, ...] = ("header:Authorization", "header:Cookie")
+    store_away: Literal["refuse", "pass"] = "refuse"
 
 
 class TimeoutSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -133,9 +171,9 @@ class StickySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One `[pools.NAME]`. Timeouts, retries and the sticky cookie hold for this process; algorithm, backends,
-    health, hash, report, panic_threshold, slow_start, zone_threshold, queue and outlier are published to the
-    fleet.
+    """One `[pools.NAME]`. Timeouts, retries, hedges, idempotency keys and the sticky cookie hold for this
+    process; algorithm, backends, health, hash, report, panic_threshold, slow_start, zone_threshold, queue and
+    outlier are published to the fleet.
     """
 
     algorithm: str = "round-robin"
@@ -150,6 +188,8 @@ class PoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outlier: OutlierPolicy = OutlierPolicy()
     sticky: StickySettings = StickySettings()
     retry: RetrySettings = RetrySettings()
+    hedge: HedgeSettings = HedgeSettings()
+    idempotency: IdempotencySettings = IdempotencySettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     upstream: UpstreamSettings = UpstreamSettings()
     tls: UpstreamTls = UpstreamTls()

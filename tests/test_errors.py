@@ -68,6 +68,7 @@ def test_codes_tell_leaves_apart() -> None:
     assert shared == {
         "internal": ["ProxyError", "InternalError"],
         "bad_request": ["ClientError", "BadRequest"],
+        "retry_budget": ["RetryBudgetSpent", "RetryBudgetSpentLate"],
     }
 
 

@@ -50,8 +50,10 @@ GROUPS = {
     "config_env": "config",
     "config_lines": "config",
     "config_rows": "config",
+    "config_retry": "config",
     "config_row": "config",
     "config_pool_rows": "config",
+    "config_fault_rows": "config",
     "config_sticky": "config",
     "config_table": "config",
     "state": "state",
@@ -59,6 +61,8 @@ GROUPS = {
     "health": "health",
     "app": "app",
     "service": "app",
+    "idempotency": "app",
+    "once": "app",
     "sticky": "app",
     "wsgi": "app",
     "environ": "app",
@@ -84,6 +88,7 @@ GROUPS = {
 #: Modules without a test of their own, and why.
 NO_TWIN = {
     "config_rows": "rows only; tests/config/test_config_table.py reads them",
+    "config_fault_rows": "rows only; tests/config/test_config_table.py reads them",
     "config_pool_rows": "rows only; tests/config/test_config_table.py reads them",
     "config_row": "what a row is; tests/config/test_config_table.py looks at each",
     "settings": "types and defaults only; tests/config reads into them",

@@ -99,6 +99,8 @@ def _show_attempt(number: int, one: Attempt) -> None:
     click.echo(
         f"attempt {number}: {whom}, {outcome} after {_ms(one.seconds)} ms{waited}, at {_ms(one.at)} ms"
     )
+    if one.hedge:
+        click.echo("  a hedge: the attempt before was slow, and went on")
     if one.detail:
         click.echo(f"  {one.detail}")
     canary = " (tried out)" if one.canary else ""

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator
 from time import perf_counter
 
-from lb.accesslog import Entry
+from lb.accesslog import AccessLog, Entry
 from lb.dates import http_date
 from lb.errors import ClientGone, ProxyError, RequestTimeout
 from lb.model import Backend
@@ -28,6 +28,21 @@ class Settles:
         raise NotImplementedError
 
 
+class Unasked(Settles):
+    """Settles answers that no backend was asked for: kept ones."""
+
+    def __init__(self, log: AccessLog, tunnels: Tunnels) -> None:
+        self.tunnels = tunnels
+        self._log = log
+
+    def settle(self, answer: Answer, code: str) -> None:
+        """Write the log's entry."""
+        entry = answer.entry
+        entry.status, entry.bytes, entry.duration = answer.status, answer.sent, answer.duration()
+        entry.code = code
+        self._log.add(entry)
+
+
 class Answer:
     """A backend's answer on its way to the client: an iterable of its body that settles when it is closed.
 
@@ -35,12 +50,12 @@ class Answer:
     """
 
     __slots__ = (
-        "_code",
         "_done",
         "_forwarder",
         "_response",
         "backend",
         "canary",
+        "code",
         "entry",
         "lines",
         "measured",
@@ -66,7 +81,8 @@ class Answer:
         self._response = response
         self.started = started
         self._done = False
-        self._code = ""
+        #: Why it broke off, or was not tried again.
+        self.code = ""
         self.backend = backend
         self.entry = entry
         #: Seconds until its head came, below 0 where nobody wants to know; was a canary's algorithm used?
@@ -97,8 +113,25 @@ class Answer:
         body: bytes = self._response.whole
         self._done = True
         self.sent = len(body)
-        self._forwarder.settle(self, "")
+        self._forwarder.settle(self, self.code)
         return body
+
+    def gather(self, most: int) -> bytes | None:
+        """The whole body if it has at most `most` bytes, else None. Nothing of it is taken away.
+
+        Raises ProxyError when it breaks off.
+        """
+        whole: bytes | None = self._response.whole
+        if whole is not None:
+            return whole if len(whole) <= most else None
+        raw = self._response.raw
+        found = b""
+        try:
+            while len(found) <= most and (piece := raw.next_piece()):
+                found += piece
+        finally:
+            raw.unread(found)
+        return found if len(found) <= most else None
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -107,7 +140,7 @@ class Answer:
         try:
             piece: bytes = self._response.raw.next_piece()
         except ProxyError as exc:
-            self._code = exc.code
+            self.code = exc.code
             raise
         if not piece:
             raise StopIteration
@@ -120,10 +153,10 @@ class Answer:
         try:
             raw.relay(to, chunked=chunked, head=head)
         except ProxyError as exc:
-            self._code = exc.code
+            self.code = exc.code
             raise
         except TimeoutError:
-            self._code = RequestTimeout.code
+            self.code = RequestTimeout.code
             raise
         finally:
             self.sent += raw.passed
@@ -163,7 +196,12 @@ class Answer:
         cut = not self._response.raw.complete and self.status != 101
         self._response.close()
         # What nobody but us could have cut short, the client has.
-        self._forwarder.settle(self, self._code or (ClientGone.code if cut else ""))
+        self._forwarder.settle(self, self.code or (ClientGone.code if cut else ""))
+
+    def discard(self) -> None:
+        """Give back the connection and nothing else: another backend is tried."""
+        self._done = True
+        self._response.close()
 
     def duration(self) -> float:
         """Seconds since the request came."""

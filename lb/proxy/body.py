@@ -175,6 +175,11 @@ class BodyReader:
         ready.clear()
         return piece
 
+    def unread(self, data: bytes) -> None:
+        """Let `data`, which was read last, be read again."""
+        if data:
+            self._ready.insert(0, data)
+
     def buffered(self) -> bytes:
         """What has arrived already, without waiting; may be b""."""
         piece = b"".join(self._ready)

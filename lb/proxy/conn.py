@@ -88,6 +88,8 @@ class Reactor:
         #: Swept like the connections.
         self.streams: set[Waiter] = set()
         self.scratch = memoryview(bytearray(524288))
+        #: Greenlets that nobody may doom.
+        self.spared: set[greenlet] = set()
         #: Greenlets whose wait is to end with an error, see `doom`.
         self.doomed: dict[greenlet, tuple[float, Exception, Conn | None]] = {}
         #: The number of a descriptor from which on connections to backends must not use any more; was there
@@ -118,6 +120,8 @@ class Reactor:
 
     def doom(self, who: greenlet, due: float, fault: Exception, spared: Conn | None) -> None:
         """From `due` on (by `monotonic`), `fault` ends the wait of `who` for anything but `spared`."""
+        if who in self.spared:
+            return
         known = self.doomed.get(who)
         if known is None or due < known[0]:
             self.doomed[who] = (due, fault, spared)
@@ -133,6 +137,15 @@ class Reactor:
             if waiting is not None and doom is not None and doom[0] <= now and doom[2] is not conn:
                 del self.doomed[waiting]
                 conn.interrupt(doom[1])
+
+    def sleep(self, seconds: float) -> None:
+        """Let the calling greenlet wait; nothing ends that early."""
+        timer = self.loop.timer(seconds)
+        timer.start(getcurrent().switch)
+        try:
+            self.switch()
+        finally:
+            timer.close()
 
     def give_way(self) -> None:
         """Let everybody else who is ready have a turn."""

@@ -67,6 +67,8 @@ class ProxyRequest(PreparedRequest):
     interim: Any = None
     #: How many there were.
     interims: int = 0
+    #: Is told of the connection, where two attempts race (`lb.proxy.hedge`).
+    race: Any = None
     #: Did it ask to change the protocol?
     upgrade: bool = False
 
@@ -116,7 +118,8 @@ class ProxyResponse(Response):
     _reader: BodyReader | None = None
     _conn: Any = None
 
-    def __init__(self, head: ResponseHead, request: ProxyRequest, whole: bytes | None) -> None:
+    def __init__(self, head: ResponseHead, request: ProxyRequest | None, whole: bytes | None) -> None:
+        """`request` is None when no backend was asked: the answer is one that was kept."""
         self.status_code = head.status
         self.reason = head.reason
         self.head = head

@@ -148,6 +148,7 @@ class Trace:
         self._seen: Seen | None = None
         self._asked = self._began = started
         self._waited: float | None = None
+        self._hedge = False
 
     def claim(
         self, exclude: Sequence[str], request: HeadRequest | None, canary: bool, own: str
@@ -174,6 +175,39 @@ class Trace:
         """The head of an answer came, now, or `took` seconds after the attempt began."""
         self._add(backend, tried, canary, own, "answered", status, "", took)
 
+    def discarded(
+        self, backend: str, tried: Sequence[str], canary: bool, own: str, status: int, took: float
+    ) -> None:
+        """An answer came that `retry.on` names: another backend is tried, if there is one."""
+        detail = f"{status} is in retry.on: another backend is tried"
+        self._add(backend, tried, canary, own, "answered", status, detail, took)
+
+    def outrun(
+        self,
+        backend: str,
+        tried: Sequence[str],
+        canary: bool,
+        began: float,
+        hedge: bool,
+        failure: ProxyError | None,
+    ) -> None:
+        """Of two attempts at the same time this one has failed, or was not the first to answer. `began`: when
+        it did, by `perf_counter`; `hedge`: is it the second one?
+        """
+        before = self._began, self._waited, self._seen
+        self._began = began
+        self._hedge = hedge
+        if hedge:
+            self._waited = self._seen = None
+        if failure is None:
+            self._add(backend, tried, canary, "", "outrun", 0, "the other attempt answered first")
+        else:
+            self._add(backend, tried, canary, "", failure.code, 0, str(failure)[:_DETAIL])
+        if hedge:
+            self._began, self._waited, self._seen = before
+        # What is told next is the other one of the two.
+        self._hedge = not hedge and failure is None
+
     def failed(self, backend: str, tried: Sequence[str], canary: bool, own: str, failure: ProxyError) -> None:
         """The attempt failed."""
         self._add(backend, tried, canary, own, failure.code, 0, str(failure)[:_DETAIL])
@@ -192,6 +226,7 @@ class Trace:
         seen = self._seen or self._claims.seen(backend, tried, canary, own)
         self._seen = None
         told = len(self._attempts) < DETAILED
+        hedge, self._hedge = self._hedge, False
         self._attempts.append(
             Attempt(
                 backend=backend,
@@ -205,6 +240,7 @@ class Trace:
                 status=status,
                 detail=detail,
                 canary=seen.canary,
+                hedge=hedge,
                 mode=seen.mode,
                 rule=seen.rule,
                 key=seen.key,

@@ -104,6 +104,8 @@ class Transport(BaseAdapter):
     ) -> ProxyResponse:
         """One request and the head of its answer on one connection; closes it on any error."""
         try:
+            if request.race is not None:
+                request.race.runs_on(conn)
             conn.timeout = self.idle
             body = request.payload
             if body is None:

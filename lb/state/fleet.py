@@ -99,6 +99,7 @@ class Fleet:
         self._stopping = False
         self._stale: set[str] = set()
         self._client: Any = None
+        self._brisk: Any = None
         self._leases: dict[str, WorkerLease] = {}
         self._listener: Any = None
         self._last_reap = monotonic()
@@ -157,6 +158,14 @@ class Fleet:
             except Exception as exc:  # noqa: BLE001 - whatever it is, this process is about to end
                 _LOG.debug("leaving the shared state: %s", exc)
             self._client.close()
+            self._brisk.close()
+
+    def registry(self) -> Registry | None:
+        """The shared state for a request that needs more of it than a claim; None while it is away.
+
+        It answers, or fails, as soon as claims do.
+        """
+        return None if self.degraded else Registry(self._brisk)
 
     # What the link and the claims tell us; called in the event loop, so nothing here may wait.
 
@@ -275,6 +284,8 @@ class Fleet:
             old, self._client = self._client, client
             if old is not None:
                 old.close()
+                self._brisk.close()
+            self._brisk = connect(self._url, socket_timeout=STALL, connect_timeout=STALL)
             registry = Registry(client)
             self._leases = {name: WorkerLease(registry.scripts, name, self.worker) for name in self.claims}
             self._try_out()

@@ -37,9 +37,12 @@ class PoolKeys:
         "decided",
         "decisions",
         "members",
+        "once",
+        "once_until",
         "order",
         "pool",
         "queue",
+        "retries",
         "secret",
         "state",
         "trial",
@@ -59,6 +62,9 @@ class PoolKeys:
         self.order = prefix + "order"
         self.canary = prefix + "canary"
         self.queue = prefix + "queue"
+        self.once = prefix + "once"
+        self.once_until = prefix + "once_until"
+        self.retries = prefix + "retries"
         self.secret = prefix + "secret"
         self.trial = prefix + "trial"
         self.workers = prefix + "workers"

@@ -66,8 +66,8 @@ OUTLIER_SOURCE, OUTLIER_SHA = Script.load("outlier")
 PROBE_SOURCE, PROBE_SHA = Script.load("probe")
 LINKED = (CLAIM_SOURCE, EXPLAIN_SOURCE, OUTLIER_SOURCE, PROBE_SOURCE)
 """What is called on the connections for claims, which have to teach it to the server first."""
-COMMIT, LEASE, BEAT, REAP, HOLD, REPORT, DECISIONS = map(
-    Script.load, ("commit", "lease", "beat", "reap", "hold", "report", "decisions")
+COMMIT, LEASE, BEAT, REAP, HOLD, REPORT, DECISIONS, RETRY, ONCE = map(
+    Script.load, ("commit", "lease", "beat", "reap", "hold", "report", "decisions", "retry", "once")
 )
 
 
@@ -220,6 +220,33 @@ class Scripts:
         """
         pairs = [part for pair in found for part in pair]
         return self._run(DECISIONS, (keys.decisions, keys.decided), (seconds, most, *pairs))
+
+    def retry(
+        self, keys: PoolKeys, requests: int, share: float, least: float, window: int, wanted: bool
+    ) -> bool:
+        """Count `requests` more, and take one retry if it is `wanted` and there is one; was it taken?
+
+        Of the last `window` seconds there may be `share` of the requests, and `least` a second in any case.
+        """
+        return self._run(RETRY, (keys.retries,), (requests, share, least, window, int(wanted))) == 1
+
+    def once(
+        self,
+        keys: PoolKeys,
+        what: str,
+        key: str,
+        print_: bytes,
+        worker: str,
+        number: str,
+        lease: float,
+        keep: float,
+        most: int,
+        answer: bytes = b"",
+    ) -> int | bytes:
+        """Begin, finish or release a request that is carried out once; returns what the script says."""
+        names = (keys.once, keys.once_until, keys.workers)
+        values = (what, key, print_, worker, number, lease, keep, most, answer)
+        return cast("int | bytes", self._run(ONCE, names, values))
 
     def hold(self, key: str, owner: str, milliseconds: int) -> bool:
         """Take or renew the lock `key` for `milliseconds`, or (0) let go of it. True if done.

@@ -279,6 +279,21 @@ def test_what_waits_to_be_sent_is_no_longer_in_the_scratch_buffer(
     assert got[full:] == b"a" * len(scratch)
 
 
+def test_a_greenlet_may_sleep_while_others_go_on(reactor: Reactor) -> None:
+    began = time.monotonic()
+    said: list[str] = []
+
+    def slow() -> None:
+        reactor.sleep(0.1)
+        said.append("slow")
+
+    sleeper = gevent.spawn(slow)
+    in_greenlet(lambda: said.append("quick"))
+    sleeper.join(20)
+    assert said == ["quick", "slow"]
+    assert time.monotonic() - began >= 0.099
+
+
 def test_the_reactor_closes_what_is_left(reactor: Reactor) -> None:
     raw, theirs = raw_pair()
     conn = Conn(reactor, raw)

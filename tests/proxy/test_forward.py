@@ -27,6 +27,7 @@ from lb.errors import (
     ResponseTimeout,
     TlsFailed,
     UpstreamClosed,
+    UpstreamError,
 )
 from lb.model import Backend as Member
 from lb.model import Breaker, OutlierPolicy, PoolSettings, Snapshot
@@ -38,7 +39,15 @@ from lb.proxy.forward import Forwarder
 from lb.proxy.http1 import CHUNKED
 from lb.proxy.reveal import reveal
 from lb.proxy.trace import Recorder
-from lb.settings import DecisionSettings, PoolConfig, RetrySettings, TimeoutSettings, UpstreamTls
+from lb.settings import (
+    DecisionSettings,
+    HedgeSettings,
+    PoolConfig,
+    RetrySettings,
+    TimeoutSettings,
+    UpstreamTls,
+)
+from lb.state.budget import Budget
 from lb.state.guard import FAILED, FINE, VOID, Event, Guard
 from lb.state.seen import Seen
 from tests.support.backends import (
@@ -150,6 +159,7 @@ class Proxy:
         *urls: str,
         config: PoolConfig,
         decisions: DecisionSettings | None = None,
+        deadline: float = 0.0,
     ) -> None:
         self.reactor = reactor
         self.claims = Turns(*urls)
@@ -158,7 +168,10 @@ class Proxy:
         tls = client_context(config.tls, "tls")
         self.recorder = Recorder(decisions or DecisionSettings(sample=0), "w")
         shown = reveal(self.recorder.settings)
-        self.forwarder = Forwarder("p", config, self.claims, reactor, self.log, tls, self.recorder, shown)
+        budget = Budget("p", config.retry, lambda: None)
+        self.forwarder = Forwarder(
+            "p", config, self.claims, reactor, self.log, tls, self.recorder, budget, shown, deadline=deadline
+        )
         self.clients: list[Any] = []
         self.guard = self.claims.guard
 
@@ -226,6 +239,8 @@ class Make:
         response: float = 5.0,
         tls: UpstreamTls = UpstreamTls(),  # noqa: B008 - frozen
         decisions: DecisionSettings | None = None,
+        deadline: float = 0.0,
+        hedge: HedgeSettings = HedgeSettings(),  # noqa: B008 - frozen
         **retry: Any,
     ) -> Proxy:
         urls = [one if isinstance(one, str) else one.url for one in backends]
@@ -233,8 +248,11 @@ class Make:
             retry=RetrySettings(attempts=attempts, **retry),
             timeouts=TimeoutSettings(connect=connect, response=response, idle=5.0),
             tls=tls,
+            hedge=hedge,
         )
-        self._made.append(Proxy(self._reactor, self._folder, *urls, config=config, decisions=decisions))
+        self._made.append(
+            Proxy(self._reactor, self._folder, *urls, config=config, decisions=decisions, deadline=deadline)
+        )
         return self._made[-1]
 
     def close(self) -> None:
@@ -490,11 +508,12 @@ def test_connections_are_kept_from_request_to_request(make: Make) -> None:
 def test_connections_to_backends_that_left_are_closed(make: Make) -> None:
     with Backend() as backend:
         proxy = make(backend)
+        member = Member(id=backend.id, url=backend.url)
         proxy.call()
-        proxy.forwarder.keep_only({backend.url})
+        proxy.forwarder.update(Snapshot("p", 1, PoolSettings(), {member.id: member}))
         proxy.call()
         assert backend.connections == 1
-        proxy.forwarder.keep_only(set())
+        proxy.forwarder.update(Snapshot("p", 2, PoolSettings(), {}))
         proxy.call()
         assert backend.connections == 2
 
@@ -553,6 +572,112 @@ def test_anything_is_tried_again_when_nothing_was_sent(make: Make, method: str, 
         }
         assert proxy.call(method, bodies[kind]())[0] == 200
         assert len(good.requests[0].body) == {"none": 0, "length": 4, "chunked": 4, "huge": 150_000}[kind]
+
+
+def test_only_what_retry_on_names_is_tried_again(make: Make) -> None:
+    with several(reset_unanswered, serve()) as (bad, good):
+        proxy = make(bad, good, on=("connect-failure", "timeout"))
+        proxy.fails(UpstreamClosed)
+        assert len(good.requests) == 0
+    with refusing() as dead, Backend() as good:
+        proxy = make(dead, good, on=("reset",))
+        proxy.fails(ConnectFailed)
+        assert len(good.requests) == 0
+
+
+def test_an_answer_that_retry_on_names(make: Make) -> None:
+    """It is dropped only when another backend takes the request."""
+    with several(serve(answer_of(503, b"busy")), serve()) as (bad, good):
+        proxy = make(bad, good, on=("503",))
+        assert proxy.call() == (200, b"ok")
+        (entry,) = proxy.logged()
+        assert (entry["tried"], entry["backend"], entry["status"]) == ([bad.url], good.url, 200)
+        (told,) = proxy.recorder.pending
+        assert [(one.outcome, one.status) for one in told.attempts] == [("answered", 503), ("answered", 200)]
+        assert told.attempts[0].detail == "503 is in retry.on: another backend is tried"
+        # No algorithm has asked for times, so none are told.
+        assert (proxy.claims.times, proxy.claims.tallies) == ([-1.0, -1.0], [])
+    # A body that is still on its way belongs to a connection that cannot be used again.
+    streamed = head_of(503, "Transfer-Encoding: chunked") + b"4\r\nbusy\r\n"
+    with several(once(streamed), serve()) as (bad, good):
+        proxy = make(bad, good, on=("503",))
+        assert proxy.call() == (200, b"ok")
+        assert len(bad.requests) == 1
+
+
+def test_the_last_such_answer_is_passed_on(make: Make) -> None:
+    with several(serve(answer_of(503, b"one")), serve(answer_of(502, b"two"))) as backends:
+        proxy = make(*backends, on=("502", "503"))
+        assert proxy.call() == (502, b"two")
+        (entry,) = proxy.logged()
+        assert (entry["tried"], entry["backend"]) == ([backends[0].url], backends[1].url)
+        (told,) = proxy.recorder.pending
+        assert [one.outcome for one in told.attempts] == ["answered", "answered", "no_backend"]
+        assert (told.status, told.backend) == (502, backends[1].url)
+    with several(serve(answer_of(503, b"one")), serve()) as (bad, good):
+        proxy = make(bad, good, on=("503",), attempts=1)
+        assert proxy.call() == (503, b"one")
+        assert len(good.requests) == 0
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH"])
+def test_it_is_not_dropped_where_that_is_not_safe(make: Make, method: str) -> None:
+    with several(serve(answer_of(503, b"busy")), serve()) as (bad, good):
+        proxy = make(bad, good, on=("503",))
+        assert proxy.call(method, proxy.client_body(4, b"body")) == (503, b"busy")
+        assert proxy.call("PUT", proxy.client_body(CHUNKED, b"4\r\nbody\r\n0\r\n\r\n"))[0] == 200
+        assert len(bad.requests) + len(good.requests) == 2
+
+
+def test_the_budget_is_used_up(make: Make) -> None:
+    with several(reset_unanswered, reset_unanswered) as backends:
+        proxy = make(*backends, budget=0, budget_min=0.2, attempts=2)
+        codes = [proxy.fails(UpstreamError).code for _ in range(8)]
+        # Two in ten seconds; after them the first failure is the answer.
+        assert codes == ["upstream_closed"] * 2 + ["retry_budget"] * 6
+        assert sum(len(one.requests) for one in backends) == 8 + 2
+        assert proxy.forwarder.requests == 8
+
+
+def test_an_answer_stays_when_the_budget_is_used_up(make: Make) -> None:
+    with several(serve(answer_of(503, b"busy")), serve()) as (bad, good):
+        proxy = make(bad, good, on=("503",), budget=0, budget_min=0)
+        assert proxy.call() == (503, b"busy")
+        (entry,) = proxy.logged()
+        assert (entry["status"], entry["code"], entry["backend"]) == (503, "retry_budget", bad.url)
+        assert "tried" not in entry
+
+
+def test_what_was_not_sent_needs_no_budget_and_no_pause(make: Make) -> None:
+    with refusing() as dead, Backend() as good:
+        proxy = make(dead, good, budget=0, budget_min=0, backoff=60, backoff_max=60)
+        for _ in range(4):
+            assert proxy.call("POST", proxy.client_body(4, b"body"))[0] == 200
+
+
+def test_there_is_a_pause_before_what_was_sent_is_sent_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with several(reset_unanswered, serve()) as (bad, good):
+        proxy = make(bad, good)
+        monkeypatch.setattr(proxy.forwarder._policy, "pause", lambda tries, chance: 0.2)
+        began = time.monotonic()
+        assert proxy.call()[0] == 200
+        assert time.monotonic() - began >= 0.19
+
+
+def test_no_pause_where_there_is_nobody_else(make: Make) -> None:
+    with Backend(reset_unanswered) as bad:
+        proxy = make(bad, backoff=60, backoff_max=60)
+        proxy.forwarder.update(Snapshot("p", 1, PoolSettings(), {bad.url: Member(bad.url, bad.url)}))
+        assert proxy.fails(UpstreamClosed).code == "upstream_closed"
+
+
+def test_no_try_begins_after_the_requests_time(make: Make) -> None:
+    with several(reset_unanswered, serve()) as (bad, good):
+        proxy = make(bad, good, deadline=1e-6)
+        assert proxy.fails(UpstreamClosed).code == "upstream_closed"
+        assert len(good.requests) == 0
 
 
 def test_not_accepted_in_time_is_nothing_sent(make: Make) -> None:

@@ -1,0 +1,242 @@
+"""Hedges: what slow is, and two attempts of which the first to answer wins."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import gevent
+import pytest
+
+from lb.accesslog import Entry
+from lb.errors import ClientGone, UpstreamClosed
+from lb.proxy.conn import NEVER, Reactor
+from lb.proxy.hedge import ENOUGH, Quantile
+from lb.settings import DecisionSettings, HedgeSettings
+from tests.proxy.test_forward import Make
+from tests.support.backends import (
+    Backend,
+    Peer,
+    close_unanswered,
+    deaf,
+    head_of,
+    ok,
+    reset_unanswered,
+    serve,
+    several,
+    stall,
+)
+from tests.support.green import in_greenlet, until
+
+# What slow is: pure, with seeded chance.
+
+
+def test_nothing_is_slow_until_enough_is_known() -> None:
+    times = Quantile()
+    for _ in range(ENOUGH - 1):
+        times.add(0.01)
+        assert times.value() == NEVER
+    times.add(0.01)
+    assert 0.01 <= times.value() < 0.011
+
+
+@pytest.mark.parametrize("scale", [0.0005, 0.02, 3.0])
+def test_the_quantile_is_at_most_a_bucket_off(scale: float) -> None:
+    chance, times = random.Random(7), Quantile()
+    drawn = [scale * chance.lognormvariate(0, 0.7) for _ in range(900)]
+    for one in drawn:
+        times.add(one)
+    exact = sorted(drawn)[int(0.95 * len(drawn))]
+    # A bucket is 9 % wide; the last 15 times may not be in it yet.
+    assert 0.9 * exact <= times.value() <= 1.15 * exact
+
+
+def test_it_follows_what_changes() -> None:
+    times = Quantile()
+    for _ in range(5000):
+        times.add(0.001)
+    for _ in range(5000):
+        times.add(0.1)
+    assert times.value() > 0.09
+    for _ in range(10_000):
+        times.add(0.001)
+    assert times.value() < 0.0012
+    for odd in (0.0, 1e-9, 1e9):  # at its ends
+        times.add(odd)
+
+
+# The race.
+
+
+@pytest.fixture
+def make(reactor: Reactor, tmp_path: Path) -> Iterator[Make]:
+    made = Make(reactor, tmp_path)
+    yield made
+    for proxy in made._made:
+        until(lambda proxy=proxy: sorted(proxy.claims.released) == sorted(proxy.claims.claimed), "claims")  # type: ignore[misc]
+        proxy.close()
+
+
+FAST = HedgeSettings(enabled=True, after=0.02)
+
+
+def held(peer: Peer) -> None:
+    """Answer when the test says so."""
+    while peer.read_request() is not None:
+        peer.backend.may_go_on.acquire(timeout=20)
+        peer.send(ok(b"slow"))
+
+
+def test_a_fast_answer_needs_no_hedge(make: Make) -> None:
+    with several(serve(), serve()) as backends:
+        proxy = make(*backends, hedge=HedgeSettings(enabled=True, after=10))
+        for _ in range(6):
+            assert proxy.call() == (200, b"ok")
+        assert [len(one.requests) for one in backends] == [3, 3]
+
+
+@pytest.mark.parametrize("kind", ["stalls", "deaf"])
+def test_the_other_backend_answers_first(make: Make, kind: str) -> None:
+    with Backend(stall) as slow, deaf() as unheard, Backend() as good:
+        proxy = make(slow if kind == "stalls" else unheard, good, hedge=FAST, connect=0.5)
+        assert proxy.call() == (200, b"ok")
+        (entry,) = proxy.logged()
+        assert entry["backend"] == good.url
+        if kind == "stalls":
+            assert slow.closed.acquire(timeout=20)  # its connection was closed at once
+
+
+def test_the_first_may_still_win(make: Make) -> None:
+    with several(held, stall) as (first, second):
+        proxy = make(first, second, hedge=FAST)
+
+        def go() -> None:
+            while not second.requests:
+                gevent.sleep(0.005)
+            first.may_go_on.release()
+
+        gevent.spawn(go)
+        assert proxy.call() == (200, b"slow")
+        assert second.closed.acquire(timeout=20)
+
+
+def test_a_body_that_streams_is_the_winners(make: Make) -> None:
+    def streams(peer: Peer) -> None:
+        if peer.read_request() is not None:
+            peer.send(head_of(200, "Content-Length: 300000") + b"y" * 300_000)
+
+    with several(stall, streams) as (slow, good):
+        proxy = make(slow, good, hedge=FAST)
+        assert proxy.call() == (200, b"y" * 300_000)
+
+
+def test_one_fails_and_the_other_goes_on(make: Make) -> None:
+    broken = threading.Event()
+
+    def breaks(peer: Peer) -> None:
+        if peer.read_request() is not None:
+            broken.wait(20)
+            peer.reset()
+
+    with several(breaks, held) as (first, second):
+        proxy = make(first, second, hedge=FAST)
+
+        def go() -> None:
+            while not second.requests:
+                gevent.sleep(0.005)
+            broken.set()
+            gevent.sleep(0.05)
+            second.may_go_on.release()
+
+        gevent.spawn(go)
+        assert proxy.call() == (200, b"slow")
+    with several(held, close_unanswered) as (first, second):
+        proxy = make(first, second, hedge=FAST)
+
+        def end() -> None:
+            while not second.requests:
+                gevent.sleep(0.005)
+            gevent.sleep(0.05)
+            first.may_go_on.release()
+
+        gevent.spawn(end)
+        assert proxy.call() == (200, b"slow")
+
+
+def test_a_failure_before_is_a_retry_as_ever(make: Make) -> None:
+    with several(reset_unanswered, serve()) as (bad, good):
+        proxy = make(bad, good, hedge=HedgeSettings(enabled=True, after=10))
+        assert proxy.call() == (200, b"ok")
+    with several(reset_unanswered, reset_unanswered) as backends:
+        proxy = make(*backends, hedge=HedgeSettings(enabled=True, after=10))
+        proxy.fails(UpstreamClosed)
+
+
+def test_never_beyond_the_budget(make: Make) -> None:
+    def slow(peer: Peer) -> None:
+        while peer.read_request() is not None:
+            gevent.sleep(0)
+            threading.Event().wait(0.06)
+            peer.send(ok(b"slow"))
+
+    with several(slow, slow) as backends:
+        proxy = make(*backends, hedge=HedgeSettings(enabled=True, after=0.005), budget=0, budget_min=0.3)
+        for _ in range(12):
+            assert proxy.call() == (200, b"slow")
+        assert sum(len(one.requests) for one in backends) == 12 + 3
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
+def test_only_what_is_idempotent_and_has_no_body(make: Make, method: str) -> None:
+    with several(held, serve()) as (first, second):
+        proxy = make(first, second, hedge=FAST)
+        gevent.spawn_later(0.2, first.may_go_on.release)
+        assert proxy.call(method, proxy.client_body(1, b"x")) == (200, b"slow")
+        assert len(second.requests) == 0
+
+
+def test_nor_a_post_that_may_be_repeated(make: Make) -> None:
+    with several(held, serve()) as (first, second):
+        proxy = make(first, second, hedge=FAST)
+        gevent.spawn_later(0.2, first.may_go_on.release)
+        entry = Entry(0.0, "id", "1.2.3.4", "POST", "h", "/x")
+        head = b"POST /x HTTP/1.1\r\nHost: h\r\n\r\n"
+        answer = in_greenlet(lambda: proxy.forwarder.forward(entry, head, None, 0.0, keyed=True))
+        assert answer.whole() == b"slow"
+        assert len(second.requests) == 0
+
+
+def test_who_goes_away_ends_both(make: Make, reactor: Reactor) -> None:
+    with several(stall, stall) as backends:
+        proxy = make(*backends, hedge=FAST)
+
+        def run() -> None:
+            me = gevent.getcurrent()
+
+            def gone() -> None:
+                while not all(one.requests for one in backends):
+                    gevent.sleep(0.005)
+                reactor.doom(me, 0.0, ClientGone("gone"), None)
+
+            gevent.spawn(gone)
+            entry = Entry(0.0, "id", "1.2.3.4", "GET", "h", "/x")
+            with pytest.raises(ClientGone):
+                proxy.forwarder.forward(entry, b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n", None, 0.0)
+
+        in_greenlet(run)
+        for one in backends:
+            assert one.closed.acquire(timeout=20)
+
+
+def test_it_is_told(make: Make) -> None:
+    with several(stall, serve()) as (slow, good):
+        proxy = make(slow, good, hedge=FAST, decisions=DecisionSettings(sample=1))
+        assert proxy.call() == (200, b"ok")
+        (told,) = proxy.recorder.pending
+        assert [(one.backend, one.outcome, one.hedge) for one in told.attempts] == [
+            (slow.url, "outrun", False),
+            (good.url, "answered", True),
+        ]
+        assert not told.failed
