@@ -159,7 +159,7 @@ class OutlierPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ejected.
     """
 
-    enabled: bool = True
+    enabled: bool = False
     consecutive_failures: int = 5
     success_rate: float = 0.5
     min_requests: int = 20

@@ -7,10 +7,12 @@ import time
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from lb.model import Backend, PoolSettings
+from lb.model import Backend, OutlierPolicy, PoolSettings, Snapshot
 from lb.settings import BackendSpec, PoolConfig
 from lb.state import decide, outlier
+from lb.state.decide import Change
 from lb.state.lease import WorkerLease
 from lb.state.registry import Registry
 from tests.cli.conftest import Lb
@@ -143,9 +145,15 @@ def test_ready_forgets_that_a_backend_was_down(lb: Lb, registry: Registry) -> No
     assert lb("backends", "ready", "h:1").out == "h:1: up, gets requests\n"
 
 
+def ejects(snapshot: Snapshot) -> Change:
+    """Let the pool eject backends."""
+    return Change(settings=replace(snapshot.settings, outlier=OutlierPolicy(enabled=True)))
+
+
 def test_ready_ends_an_ejection(lb: Lb, registry: Registry) -> None:
     lb("backends", "add", "http://h:1")
     lb("backends", "add", "http://h:2")
+    registry.change("default", ejects)
     registry.change("default", outlier.eject("h:1", "5 failures in a row", registry.now()))
     assert "ejected 30 s, 1 in a row" in lb("backends", "list").out
     found = listed(lb)["h:1"]
@@ -159,6 +167,7 @@ def test_ready_ends_an_ejection(lb: Lb, registry: Registry) -> None:
 def test_one_whose_ejection_is_over_waits(lb: Lb, registry: Registry) -> None:
     lb("backends", "add", "http://h:1")
     lb("backends", "add", "http://h:2")
+    registry.change("default", ejects)
     registry.change("default", outlier.eject("h:1", "5 failures in a row", registry.now() - 31))
     assert "ejected, waits for a probing request" in lb("backends", "list").out
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
-from lb.model import Backend
+from lb.model import Backend, OutlierPolicy, Snapshot
 from lb.settings import Settings
 from lb.state import decide, outlier
+from lb.state.decide import Change
 from lb.state.registry import Registry
 from tests.control.conftest import Asker
 
@@ -102,7 +104,13 @@ def test_change(ask: Asker) -> None:
     assert ask(ONE).json["weight"] == 0
 
 
+def ejects(snapshot: Snapshot) -> Change:
+    """Let the pool eject backends."""
+    return Change(settings=replace(snapshot.settings, outlier=OutlierPolicy(enabled=True)))
+
+
 def test_ready_ends_an_ejection(ask: Asker, registry: Registry) -> None:
+    registry.change("web", ejects)
     registry.change("web", outlier.eject("one", "5 failures in a row", registry.now()))
     told = ask(ONE).json
     assert (told["state"], told["ejections"], told["ejection_reason"]) == (

@@ -136,7 +136,7 @@ def test_a_backend_that_is_killed_costs_no_get(system: System) -> None:
 
 def test_a_backend_that_comes_back_gets_its_turns(system: System) -> None:
     backends = [system.plain_backend() for _ in range(2)]
-    balancer = system.balancer(backends=urls(backends), env={"LB_OUTLIER_ENABLED": "false"})
+    balancer = system.balancer(backends=urls(backends))
     port = backends[0].port
     backends[0].kill()
     assert [get(balancer.port).status for _ in range(6)] == [200] * 6

@@ -12,7 +12,11 @@ from tests.support.processes import Balancer, PlainBackend, System
 from tests.support.run import eventually
 
 KINDS = ["gevent", "gthread"]
-BRIEF = {"LB_OUTLIER_BASE_EJECTION_TIME": "1", "LB_OUTLIER_MAX_EJECTION_TIME": "4"}
+BRIEF = {
+    "LB_OUTLIER_ENABLED": "true",
+    "LB_OUTLIER_BASE_EJECTION_TIME": "1",
+    "LB_OUTLIER_MAX_EJECTION_TIME": "4",
+}
 """Ejections that a test can wait for."""
 
 SOON = 200
@@ -166,9 +170,10 @@ def test_the_last_one_is_never_ejected(system: System) -> None:
     assert get(balancer.port).status == 200
 
 
-def test_it_can_be_switched_off_and_ended_by_hand(system: System) -> None:
+def test_it_is_off_unless_it_is_switched_on_and_ended_by_hand(system: System) -> None:
     bad, good = system.plain_backend(), system.plain_backend()
-    balancer = system.balancer(backends=f"{bad.url},{good.url}")
+    env = {"LB_OUTLIER_ENABLED": "true"}
+    balancer = system.balancer(backends=f"{bad.url},{good.url}", env=env)
     bad.fault("503")
     with Load([balancer.port], 4, wanted=503).running():
         eventually(lambda: status(balancer, bad).state == "ejected", "it to be ejected")
@@ -176,6 +181,6 @@ def test_it_can_be_switched_off_and_ended_by_hand(system: System) -> None:
     bad.fault("")
     assert balancer.lb("backends", "ready", bad.id).stdout == f"{bad.id}: unknown, gets requests\n"
     assert [get(balancer.port).status for _ in range(4)] == [200] * 4
-    off = system.balancer(backends=f"{bad.url},{good.url}", env={"LB_OUTLIER_ENABLED": "false"})
+    off = system.balancer(backends=f"{bad.url},{good.url}")
     bad.fault("503")
     assert sorted(get(off.port).status for _ in range(40)) == [200] * 20 + [503] * 20

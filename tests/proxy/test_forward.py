@@ -373,7 +373,7 @@ def test_an_answer_that_takes_too_long_is_a_failure(make: Make) -> None:
         proxy = make(backend)
         proxy.call(target="/slow")
         assert proxy.claims.blamed == []
-        policy = OutlierPolicy(unhealthy_latency=0.25)
+        policy = OutlierPolicy(enabled=True, unhealthy_latency=0.25)
         snapshot = Snapshot("p", 1, PoolSettings(outlier=policy), {})
         proxy.guard.update(snapshot)
         proxy.forwarder.update(snapshot)

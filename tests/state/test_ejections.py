@@ -55,7 +55,7 @@ class Worker:
 
 
 def configured(names: str = "abc", base: float = 30.0) -> Snapshot:
-    settings = PoolSettings(outlier=OutlierPolicy(base_ejection_time=base))
+    settings = PoolSettings(outlier=OutlierPolicy(enabled=True, base_ejection_time=base))
     specs = [BackendSpec(f"http://{name}:80") for name in names]
     return decide.configured("p", settings, specs)
 

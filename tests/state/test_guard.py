@@ -17,7 +17,7 @@ KEYS = call_keys(PoolKeys("p"), "w")
 
 def snapshot(**policy: object) -> Snapshot:
     members = {name: Backend(name, f"http://{name}:80") for name in "ab"}
-    return Snapshot("p", 7, PoolSettings(outlier=OutlierPolicy(**policy)), members)  # type: ignore[arg-type]
+    return Snapshot("p", 7, PoolSettings(outlier=OutlierPolicy(**{"enabled": True, **policy})), members)  # type: ignore[arg-type]
 
 
 def with_ejected(name: str = "a", until: float = 30.0) -> Snapshot:

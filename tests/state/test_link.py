@@ -15,7 +15,7 @@ import redis
 from gevent import get_hub
 
 from lb.errors import StoreUnavailable
-from lb.model import Backend
+from lb.model import Backend, OutlierPolicy
 from lb.settings import BackendSpec, PoolConfig
 from lb.state import decide, outlier
 from lb.state.claims import MAX_BATCH, Claims
@@ -31,6 +31,8 @@ from tests.state.servers import Server
 from tests.support.green import in_greenlet, until
 
 NAMES = ("127.0.0.1:9001", "127.0.0.1:9002", "127.0.0.1:9003")
+
+EJECTS = OutlierPolicy(enabled=True)
 
 
 class Desk:
@@ -48,7 +50,7 @@ class Desk:
         self.gaps = 0
         for pool in pools:
             specs = tuple(BackendSpec(f"http://{name}") for name in NAMES)
-            snapshot = registry.change(pool, decide.declare(PoolConfig(backends=specs)))
+            snapshot = registry.change(pool, decide.declare(PoolConfig(backends=specs, outlier=EJECTS)))
             link = self.link
             claims = Claims(
                 PoolKeys(pool), "w", snapshot, link.schedule, link.release_soon, self._on_gap, link.wake

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -12,12 +14,13 @@ from lb.state import decide, outlier
 from lb.state.decide import Decider
 from lb.state.outlier import Counts, due, may_eject, why
 
-POLICY = OutlierPolicy(min_requests=10, window=10.0)
+POLICY = OutlierPolicy(enabled=True, min_requests=10, window=10.0)
 
 
 def pool(count: int, share: float = 0.5, **policy: object) -> Snapshot:
     """Backends b0, b1 and so on."""
-    settings = PoolSettings(outlier=OutlierPolicy(max_ejected=share, **policy))  # type: ignore[arg-type]
+    how: dict[str, Any] = {"enabled": True, "max_ejected": share, **policy}
+    settings = PoolSettings(outlier=OutlierPolicy(**how))
     return Snapshot("p", 1, settings, {f"b{n}": Backend(f"b{n}", f"http://b{n}:80") for n in range(count)})
 
 
@@ -76,7 +79,7 @@ def test_counts_begin_anew_after_a_verdict_and_with_each_window() -> None:
 
 
 def test_triggers_can_be_switched_off() -> None:
-    never = OutlierPolicy(consecutive_failures=0, success_rate=0.0)
+    never = OutlierPolicy(enabled=True, consecutive_failures=0, success_rate=0.0)
     assert add(Counts(), "x" * 500, policy=never) == ""
     assert (why(1, 0), why(5, 0), why(12, 20)) == (
         "a failure",
