@@ -174,13 +174,15 @@ def test_a_change_reaches_every_worker_in_less_than_a_second(
 ) -> None:
     declare(registry, *NAMES)
     workers = [start(store_url) for _ in range(2)]
-    for names in (NAMES[:2], (*NAMES, "127.0.0.1:9004"), NAMES):
+    took = []
+    for names in (NAMES[:1], NAMES[:2], (*NAMES, "127.0.0.1:9004"), NAMES):
         version = declare(registry, *names)
         began = time.monotonic()
         for worker in workers:
             eventually(lambda worker=worker: worker.info()["version"] == version, "the change")  # type: ignore[misc]
             assert worker.info()["backends"] == sorted(names)
-        assert time.monotonic() - began < 1
+        took.append(time.monotonic() - began)
+    assert max(took[1:]) < 1  # with the first one they may not have listened yet
 
 
 def test_a_change_whose_notice_was_lost_is_seen_all_the_same(
