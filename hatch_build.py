@@ -21,6 +21,7 @@ HOT = (
     "environ",
     "forwarded",
     "limits",
+    "networks",
     "overload",
     "proxy/answer",
     "proxy/body",

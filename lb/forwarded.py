@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 
+from lb.networks import Networks
 from lb.proxy.fields import Fields
 from lb.proxy.http1 import FORWARDED, NAMES
 
@@ -24,23 +25,14 @@ class Forwarding:
     """`trusted` are networks (CIDR) of proxies in front; `forwarded`: is RFC 7239's field sent, too?"""
 
     def __init__(self, trusted: Iterable[str], forwarded: bool) -> None:
-        self._networks = tuple(ipaddress.ip_network(network) for network in trusted)
+        self._trusted = Networks(trusted)
         self._forwarded = forwarded
         #: May the lines for a client depend on nothing but its address, and the listener?
-        self.plain = not self._networks and not forwarded
-        self._trusts = lru_cache(maxsize=4096)(self._look_up)
+        self.plain = self._trusted.empty and not forwarded
 
     def trusts(self, peer: str) -> bool:
         """Is `peer` a proxy whose word counts?"""
-        return bool(self._networks) and self._trusts(peer)
-
-    def _look_up(self, peer: str) -> bool:
-        try:
-            address = ipaddress.ip_address(peer.partition("%")[0])
-        except ValueError:
-            return False
-        mapped = getattr(address, "ipv4_mapped", None)
-        return any((mapped or address) in network for network in self._networks)
+        return self._trusted.have(peer)
 
     def client(self, peer: str, fields: Fields) -> str:
         """The client's address: of the way here the last station that is no trusted proxy."""

@@ -38,6 +38,7 @@ GROUPS = {
     "decision": "model",
     "state.keys": "model",
     "accesslog": "model",
+    "networks": "model",
     "dates": "model",
     "routing": "routing",
     "edits": "routing",

@@ -8,10 +8,11 @@ whoever answers for it: where that is not trusted, register addresses. Sockets o
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from collections.abc import Iterable
 from urllib.parse import urlsplit
+
+from lb.networks import Networks
 
 
 class NotAllowed(Exception):
@@ -31,12 +32,9 @@ def check(url: str, allowed: Iterable[str]) -> None:
     if parts.scheme == "http+unix":
         raise NotAllowed("sockets of this machine cannot be registered; name them in the configuration")
     host = parts.hostname or ""
-    networks = [ipaddress.ip_network(network) for network in allowed]
+    networks = Networks(allowed)
     for text in addresses(host):
-        address = ipaddress.ip_address(text)
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-            address = address.ipv4_mapped
-        if not any(address in network for network in networks):
+        if not networks.have(text):
             which = "" if text == host else f", one of the addresses of {host},"
             raise NotAllowed(f"{text}{which} is in none of the networks of `allowed_backends`")
 

@@ -5,11 +5,10 @@ Pure. Who gets it goes by the client's address; of others nobody learns what sta
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
-from functools import lru_cache
 
 from lb.accesslog import Entry
+from lb.networks import Networks
 from lb.settings import DecisionSettings
 
 
@@ -18,20 +17,11 @@ class Reveal:
 
     def __init__(self, name: str, networks: Sequence[str]) -> None:
         self.name = name
-        self._networks = [ipaddress.ip_network(network) for network in networks]
-        self._sees = lru_cache(maxsize=4096)(self._look_up)
-
-    def _look_up(self, client: str) -> bool:
-        try:
-            address = ipaddress.ip_address(client.partition("%")[0])
-        except ValueError:
-            return False
-        mapped = getattr(address, "ipv4_mapped", None)
-        return any((mapped or address) in network for network in self._networks)
+        self._clients = Networks(networks)
 
     def value(self, entry: Entry, backend: str = "", algorithm: str = "", version: int = 0) -> str:
         """A dictionary (RFC 9651, section 3.2) of what is known; "" for those who may not see it."""
-        if not self._sees(entry.client):
+        if not self._clients.have(entry.client):
             return ""
         parts = [f'id="{entry.id}"']
         if entry.pool:
