@@ -1,8 +1,8 @@
 """One request to one pool: claim a backend, send, try another one where that is safe, settle.
 
 `Forwarder.forward` is the loop; what it decides on (is this error worth a retry, on which request) is said by
-the errors themselves (`lb.errors`) and by `Attempt`. The claim is given back exactly once: at once when an
-attempt failed or the answer came whole, else when the body's iterable is closed.
+the errors themselves (`lb.errors`) and by `lb.proxy.retry`. The claim is given back exactly once: at once
+when an attempt failed or the answer came whole, else when the body's iterable is closed.
 """
 
 from __future__ import annotations
@@ -197,10 +197,15 @@ class Forwarder(Settles):
             if special:
                 took, began = -1.0, perf_counter()
             try:
-                alone = body is not None or method not in IDEMPOTENT or upgrade or own or probing
-                if self._hedges is not None and not alone:
+                hedges = self._hedges
+                if (
+                    hedges is not None
+                    and body is None
+                    and method in IDEMPOTENT
+                    and not (upgrade or own or probing)
+                ):
                     backend, response, began = self._race(
-                        self._hedges, backend, entry, head, tried, asked, canary, trace, interim
+                        hedges, backend, entry, head, tried, asked, canary, trace, interim
                     )
                 else:
                     request = self._upstreams.request(backend, method, entry.target, head, body)

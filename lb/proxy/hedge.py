@@ -107,11 +107,14 @@ class Runner:
         self.over = True
         self._conn = None
         if self._outrun:
-            if self.result is not None:
-                self.result.close()
-            self._lost()
+            self._give_back()
         else:
             self._race.tell()
+
+    def _give_back(self) -> None:
+        if self.result is not None:
+            self.result.close()
+        self._lost()
 
     def runs_on(self, conn: Any) -> None:
         """The transport has a connection for it. Raises Outrun when that is too late."""
@@ -125,9 +128,7 @@ class Runner:
             return
         self._outrun = True
         if self.over:
-            if self.result is not None:
-                self.result.close()
-            self._lost()
+            self._give_back()
         else:
             self._race.reactor.loop.run_callback(self._interrupt)
 
@@ -222,8 +223,6 @@ class Hedges:
         self._may = may
         self._release = release
         self._times = Quantile()
-        #: How many there were.
-        self.count = 0
 
     def send(
         self,
@@ -248,7 +247,6 @@ class Hedges:
             if done is None:
                 other = self._other(claim, (*tried, backend.id))
                 if other is not None:
-                    self.count += 1
                     runners.append((self._run(race, other, make, timeout), other, perf_counter()))
                 done = race.wait()
         except BaseException:
