@@ -43,8 +43,7 @@
 local UNSEEN = 1e6
 
 local state, lease = KEYS[1], KEYS[3]
-local order, prefix, canary, zone, zones, line = served_from(state, ARGV[4])
-local orders = zones ~= '' and orders_of(KEYS[2], KEYS[4], zones, 6)
+local order, prefix, canary, zone, zones, orders, line = served_from(state, ARGV[4])
 local claims, releases = tonumber(ARGV[2]), tonumber(ARGV[3])
 local first_spec = 5 + 2 * releases
 local plain = claims - (#ARGV - first_spec + 1)

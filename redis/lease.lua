@@ -34,10 +34,7 @@ for id, difference in pairs(delta) do
 end
 count(state, orders_of(order, KEYS[5], ARGV[3], 7), delta)
 -- Who still waits asks again: tickets may have been given up while nobody could say so.
-if call('HEXISTS', state, '_w') == 1 then
-  drop_tickets(KEYS[6], worker)
-  call_up(state, order, KEYS[6])
-end
+give_up(state, order, KEYS[6], worker)
 
 call('DEL', lease)
 if epoch == '' then

@@ -65,6 +65,14 @@ local function call_up(state, order, queue)
   note_queue(state, queue)
 end
 
+-- A worker is gone, or begins anew: its tickets go, and who is behind them may have a slot.
+local function give_up(state, order, queue, worker)
+  if call('HEXISTS', state, '_w') == 1 then
+    drop_tickets(queue, worker)
+    call_up(state, order, queue)
+  end
+end
+
 -- Puts the tickets of a call into the queue, and says which of its claims must not be served. `line`: what the call says
 -- of its tickets (see `claim`), nil when it has none; `slots(most)`: how many are free, up to `most`.
 -- Returns barred (claim -> true) and the tickets, by claim, with the numbers of those for which there was no room.

@@ -33,8 +33,5 @@ end
 count(state, orders_of(order, KEYS[5], ARGV[3], 7), delta)
 call('DEL', lease)
 call('ZREM', workers, ARGV[1])
-if call('HEXISTS', state, '_w') == 1 then
-  drop_tickets(KEYS[6], ARGV[1])
-  call_up(state, order, KEYS[6])
-end
+give_up(state, order, KEYS[6], ARGV[1])
 return total
