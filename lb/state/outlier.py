@@ -8,6 +8,8 @@ committed as any change of a pool, under the version they were decided on, so ea
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from lb.model import Backend, Breaker, OutlierPolicy, Snapshot
@@ -83,46 +85,40 @@ def eject(name: str, reason: str, now: float) -> Decider:
         known, policy = snapshot.backends[name], snapshot.settings.outlier
         recent = now - known.breaker.since < policy.max_ejection_time
         times = known.breaker.times + 1 if recent else 1
-        return _opened(known, policy, times, reason, now)
+        return _with(known, _opened(policy, times, reason, now))
 
     return decide
 
 
 def probe_failed(name: str, until: float, reason: str, now: float) -> Decider:
     """The probing request of the ejection that ended at `until` has failed: another one, longer."""
-
-    def decide(snapshot: Snapshot) -> Change:
-        known, policy = snapshot.backends.get(name), snapshot.settings.outlier
-        if known is None or not _is(known, until):
-            return NOTHING
-        return _opened(known, policy, known.breaker.times + 1, f"{reason} when probed", now)
-
-    return decide
+    return _probed(
+        name,
+        until,
+        lambda known, policy: _opened(policy, known.breaker.times + 1, f"{reason} when probed", now),
+    )
 
 
 def probe_succeeded(name: str, until: float, now: float) -> Decider:
     """It has succeeded: the backend is back."""
-
-    def decide(snapshot: Snapshot) -> Change:
-        known = snapshot.backends.get(name)
-        if known is None or not _is(known, until):
-            return NOTHING
-        closed = Breaker(since=now, times=known.breaker.times)
-        return Change(put=(msgspec.structs.replace(known, breaker=closed),))
-
-    return decide
+    return _probed(name, until, lambda known, policy: Breaker(since=now, times=known.breaker.times))
 
 
 def probe_again(name: str, until: float, now: float) -> Decider:
     """It says nothing, its client has left: another request may probe."""
+    # Another number, so that the permit of the one that was lost does not count.
+    later = max(now, until + 0.001)
+    return _probed(name, until, lambda known, policy: msgspec.structs.replace(known.breaker, until=later))
+
+
+def _probed(name: str, until: float, then: Callable[[Backend, OutlierPolicy], Breaker]) -> Decider:
+    """Set the breaker that `then` gives, if the backend is still at the ejection that ended at `until`."""
 
     def decide(snapshot: Snapshot) -> Change:
         known = snapshot.backends.get(name)
-        if known is None or not _is(known, until):
+        if known is None or not (known.breaker.open and known.breaker.until == until):
             return NOTHING
-        # Another number, so that the permit of the one that was lost does not count.
-        later = msgspec.structs.replace(known.breaker, until=max(now, until + 0.001))
-        return Change(put=(msgspec.structs.replace(known, breaker=later),))
+        return _with(known, then(known, snapshot.settings.outlier))
 
     return decide
 
@@ -132,10 +128,9 @@ def due(snapshot: Snapshot, now: float) -> tuple[str, ...]:
     return tuple(name for name, one in snapshot.backends.items() if one.ejected and one.breaker.until <= now)
 
 
-def _is(known: Backend, until: float) -> bool:
-    return known.breaker.open and known.breaker.until == until
+def _opened(policy: OutlierPolicy, times: int, reason: str, now: float) -> Breaker:
+    return Breaker(True, now, now + seconds_out(policy, times), times, reason)
 
 
-def _opened(known: Backend, policy: OutlierPolicy, times: int, reason: str, now: float) -> Change:
-    breaker = Breaker(True, now, now + seconds_out(policy, times), times, reason)
+def _with(known: Backend, breaker: Breaker) -> Change:
     return Change(put=(msgspec.structs.replace(known, breaker=breaker),))
