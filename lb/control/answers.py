@@ -15,6 +15,7 @@ from lb.model import (
     Health,
     HealthPolicy,
     OutlierPolicy,
+    PoolSettings,
     QueuePolicy,
     ReportPolicy,
     Snapshot,
@@ -123,6 +124,10 @@ class AlgorithmInfo(msgspec.Struct, frozen=True):
     exact: bool
 
 
+def _policies(settings: PoolSettings) -> Policies:
+    return Policies(settings.health, settings.hash, settings.report, settings.queue, settings.outlier)
+
+
 def exact_pool(pool: PoolStatus) -> PoolInfo:
     """A pool as the store has it."""
     settings = pool.settings
@@ -132,7 +137,7 @@ def exact_pool(pool: PoolStatus) -> PoolInfo:
         tuple(TrialInfo(t.algorithm, t.requests, t.failures, t.seconds, t.mean) for t in pool.trial),
         pool.version,
         True,
-        Policies(settings.health, settings.hash, settings.report, settings.queue, settings.outlier),
+        _policies(settings),
         pool.queued,
         tuple(_exact(backend) for backend in pool.backends),
     )
@@ -147,7 +152,7 @@ def known_pool(snapshot: Snapshot) -> PoolInfo:
         (),
         snapshot.version,
         False,
-        Policies(settings.health, settings.hash, settings.report, settings.queue, settings.outlier),
+        _policies(settings),
         None,
         tuple(_known(backend) for _, backend in sorted(snapshot.backends.items())),
     )

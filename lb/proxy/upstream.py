@@ -17,10 +17,8 @@ from lb.proxy.dial import Address, ThreadConn, TlsThreadConn, connect
 from lb.proxy.fields import ResponseHead
 from lb.proxy.tls import TlsConn
 
-_OURS = frozenset(
-    (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EADDRINUSE)
-)
-"""What a connection fails with for want of something on this machine."""
+_OURS = (errno.EADDRNOTAVAIL, errno.EADDRINUSE)
+"""What a connection fails with for want of a port on this machine."""
 
 RESOLVE_FOR = 10.0
 """Seconds for which a backend's host name is not looked up again."""

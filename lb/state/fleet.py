@@ -114,17 +114,15 @@ class Fleet:
             link = self._link
             tell = partial(self._ejections.tell, name)
             claims = Claims(
-                *(
-                    keys,
-                    worker,
-                    snapshot,
-                    link.schedule,
-                    link.release_soon,
-                    self._on_gap,
-                    link.wake,
-                    zone,
-                    tell,
-                )
+                keys,
+                worker,
+                snapshot,
+                link.schedule,
+                link.release_soon,
+                self._on_gap,
+                link.wake,
+                zone,
+                tell,
             )
             self.claims[name] = claims
             self._sources[name] = runtime.source(claims)
