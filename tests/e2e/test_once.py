@@ -57,6 +57,13 @@ def counting(peer: Peer) -> None:
         peer.send(answer_of(201, b"%d:%b" % (number, found.body), "X-Number: 1", "X-Number: 2"))
 
 
+def held(peer: Peer) -> None:
+    """Answers come when the test lets them."""
+    while peer.read_request() is not None:
+        assert peer.backend.may_go_on.acquire(timeout=PATIENCE)
+        peer.send(ok(b"done"))
+
+
 class Pair:
     """Two balancers on one store, and a backend behind both."""
 
@@ -174,11 +181,6 @@ def own_pair(system: System) -> Iterator[Pair]:
 
 
 def test_while_it_runs(pair: Pair) -> None:
-    def held(peer: Peer) -> None:
-        while peer.read_request() is not None:
-            assert peer.backend.may_go_on.acquire(timeout=PATIENCE)
-            peer.send(ok(b"done"))
-
     pair.backend.script = held
     with Client(pair.both[0].port) as client:
         client.send(request("POST", "/pay", KEY, ALICE, "Content-Length: 1") + b"x")
@@ -216,11 +218,6 @@ def test_a_hundred_at_once(pair: Pair) -> None:
 
 
 def test_who_went_away_comes_back_for_the_answer(pair: Pair) -> None:
-    def held(peer: Peer) -> None:
-        while peer.read_request() is not None:
-            assert peer.backend.may_go_on.acquire(timeout=PATIENCE)
-            peer.send(ok(b"done"))
-
     pair.backend.script = held
     with Client(pair.both[0].port) as client:
         client.send(request("POST", "/pay", KEY, ALICE, "Content-Length: 1") + b"x")
@@ -327,11 +324,6 @@ def test_without_the_store_nothing_is_carried_out(pair: Pair) -> None:
 
 def test_the_store_goes_while_it_runs(pair: Pair) -> None:
     """The answer is given, and kept as soon as that can be done."""
-
-    def held(peer: Peer) -> None:
-        while peer.read_request() is not None:
-            assert peer.backend.may_go_on.acquire(timeout=PATIENCE)
-            peer.send(ok(b"done"))
 
     pair.backend.script = held
     with Client(pair.both[0].port) as client:

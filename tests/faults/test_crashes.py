@@ -11,6 +11,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.faults.crowd import Crowd, exact
+from tests.faults.pools import two_pools
 from tests.support.backends import Backend, in_steps, ok, stall
 from tests.support.clients import Client, request
 from tests.support.processes import Balancer, System, refuses
@@ -21,25 +22,11 @@ KINDS = ["gevent", "gthread"]
 # What this project's own workers say, and gunicorn's.
 _GONE = re.compile("the master is gone|Parent changed")
 
-HELD = """\
-[pools.default]
-backends = [{}]
-[pools.held]
-backends = [{{url = "{}"}}]
-[[routes]]
-host = "held.example"
-pool = "held"
-[[routes]]
-path = "/"
-pool = "default"
-"""
-
 
 def pair(system: System, held: Backend, worker: str = "gevent", workers: int = 2) -> list[Balancer]:
     """Two gunicorns on one store: a pool of two backends, and one whose backend does not answer."""
     store = system.store()
-    urls = ", ".join(f'{{url = "{system.plain_backend().url}"}}' for _ in range(2))
-    config = HELD.format(urls, held.url)
+    config = two_pools([system.plain_backend().url for _ in range(2)], "held", held.url)
     made = [
         system.balancer(store=store.url, config=config, worker=worker, workers=workers, wait=False)
         for _ in range(2)

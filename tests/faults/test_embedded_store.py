@@ -8,24 +8,12 @@ from contextlib import ExitStack
 
 import pytest
 
+from tests.faults.pools import two_pools
 from tests.faults.test_reload import KINDS, loads
 from tests.support.backends import Backend, stall
 from tests.support.clients import Client, Load, request
 from tests.support.processes import Balancer, PlainBackend, System
 from tests.support.run import alive, eventually
-
-CONFIG = """\
-[pools.default]
-backends = [{{url = "{}"}}, {{url = "{}"}}]
-[pools.slow]
-backends = [{{url = "{}"}}]
-[[routes]]
-host = "slow.example"
-pool = "slow"
-[[routes]]
-path = "/"
-pool = "default"
-"""
 
 
 def kill_store(balancer: Balancer) -> None:
@@ -56,7 +44,7 @@ def test_it_is_killed(system: System, worker: str) -> None:
     backends = [system.plain_backend() for _ in range(3)]
     with Backend(stall) as stalled:
         balancer = system.balancer(
-            config=CONFIG.format(*(one.url for one in backends[:2]), stalled.url), workers=2, worker=worker
+            config=two_pools((one.url for one in backends[:2]), "slow", stalled.url), workers=2, worker=worker
         )
         balancer.lb("backends", "add", backends[2].url)
         balancer.lb("algorithm", "set", "least-connections", "--pool", "slow")

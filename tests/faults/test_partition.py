@@ -11,6 +11,7 @@ import pytest
 from lb.model import Backend as Member
 from lb.state import decide
 from tests.faults.crowd import Crowd, exact
+from tests.faults.pools import two_pools
 from tests.support.backends import Backend, in_steps, ok
 from tests.support.chaos import Proxy
 from tests.support.clients import Client, request
@@ -19,19 +20,6 @@ from tests.support.processes import Balancer, PlainBackend, System, View
 from tests.support.run import eventually
 
 PORT = 8000
-
-CONFIG = """\
-[pools.default]
-backends = [{{url = "{}"}}, {{url = "{}"}}]
-[pools.held]
-backends = [{{url = "{}"}}]
-[[routes]]
-host = "held.example"
-pool = "held"
-[[routes]]
-path = "/"
-pool = "default"
-"""
 
 
 @pytest.fixture
@@ -59,7 +47,7 @@ class Site:
             tcp=True,
             options=("--bind", *wire.store.values(), "--protected-mode", "no"),
         )
-        config = CONFIG.format(*self.urls[:2], self._reachable(self.held.port))
+        config = two_pools(self.urls[:2], "held", self._reachable(self.held.port))
         self.a, self.b = (self._balancer(host, config) for host in ("a", "b"))
         for one in (self.a, self.b):
             one.start()

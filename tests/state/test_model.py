@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import redis
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from lb.state.lease import WorkerLease
 from lb.state.scripts import LeaseLost
 from tests.state.pool import LostError, Pool, put
+from tests.support.machines import run_on
 
 ALGORITHMS = ("round-robin", "weighted-round-robin", "least-connections", "weighted-least-connections")
 NAMES = st.sampled_from(["a", "b", "c", "d:80", "e", "[::1]:80"])
@@ -346,14 +346,4 @@ class Machine(RuleBasedStateMachine):
 
 @pytest.mark.timeout(120)
 def test_whatever_is_done(client: redis.Redis) -> None:
-    machine = type("BoundMachine", (Machine,), {"client": client})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=80,
-            stateful_step_count=35,
-            deadline=None,
-            database=None,
-            suppress_health_check=[HealthCheck.too_slow],
-        ),
-    )
+    run_on(client, Machine, examples=80)

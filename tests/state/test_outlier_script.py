@@ -12,13 +12,13 @@ from typing import Any, cast
 
 import pytest
 import redis
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from lb.state.registry import Registry
 from lb.state.scripts import OUTLIER_SHA, OUTLIER_SOURCE, PROBE_SHA, PROBE_SOURCE
 from tests.state.pool import EPOCH, Pool, put
+from tests.support.machines import run_on
 
 FIELDS = 10
 FROM, TOLD, PERMIT = 4, 7, 9
@@ -388,14 +388,4 @@ class Machine(RuleBasedStateMachine):
 
 @pytest.mark.timeout(120)
 def test_whatever_fails(client: redis.Redis) -> None:
-    machine = type("BoundMachine", (Machine,), {"client": client})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=60,
-            stateful_step_count=40,
-            deadline=None,
-            database=None,
-            suppress_health_check=[HealthCheck.too_slow],
-        ),
-    )
+    run_on(client, Machine, examples=60, steps=40)

@@ -8,13 +8,13 @@ from typing import Any, cast
 
 import pytest
 import redis
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from lb.state.scripts import CLAIM_SHA
 from tests.state.pool import EPOCH, Pool, put
 from tests.state.test_claim_script import commands
+from tests.support.machines import run_on
 from tests.support.run import eventually
 
 MINUTE = 60_000_000
@@ -353,14 +353,4 @@ class Machine(RuleBasedStateMachine):
 
 @pytest.mark.timeout(120)
 def test_whatever_is_done(client: redis.Redis) -> None:
-    machine = type("BoundMachine", (Machine,), {"client": client})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=60,
-            stateful_step_count=35,
-            deadline=None,
-            database=None,
-            suppress_health_check=[HealthCheck.too_slow],
-        ),
-    )
+    run_on(client, Machine, examples=60)
