@@ -36,24 +36,38 @@
 -- most as many as the pool has backends. While somebody waits in the queue, a claim without a ticket gets nil, save
 -- a retry, and there are some commands more.
 
--- @include order
--- @include queue
+-- What not every call needs is included where one has come to need it: functions and tables that are made and never
+-- used would be a third of what a call for one request costs. Tables that stay empty are all the same one, NONE.
 
--- What an answer may cost at most that nobody has seen yet: a newcomer gets one request, not all of them.
-local UNSEEN = 1e6
+-- @include order
 
 local state, lease = KEYS[1], KEYS[3]
-local order, prefix, canary, zone, zones, orders, line = served_from(state, ARGV[4])
+local order, prefix, canary, zone, zones, orders, line = KEYS[2], '_', false, '', '', nil, nil
 local claims, releases = tonumber(ARGV[2]), tonumber(ARGV[3])
 local first_spec = 5 + 2 * releases
 local plain = claims - (#ARGV - first_spec + 1)
 
 -- What is known of backends stands in arrays, each backend by its number, in the order in which it was met.
 local ids, index, total, known = {}, {}, 0, 0
-local inflight, requests, weight, cap, saved, mine, report, latency, slow = {}, {}, {}, {}, {}, {}, {}, {}, {}
-local score, changed, moved, full, filled, slower = {}, {}, {}, {}, {}, {}
+local inflight, requests, weight, cap, saved, mine, report, latency, slow = {}, {}, {}, {}, {}, {}, NONE, NONE, NONE
+local score, changed, moved, full, filled, slower = {}, {}, {}, {}, {}, NONE
 -- Where each is at home, the score with which it left the order there, and is that a new one?
-local home, kept, left_home = {}, {}, {}
+local home, kept, left_home = NONE, NONE, NONE
+-- Connections under way at those who stand in the order of this zone, and by how many all zones' have changed.
+local nearby, shifts = 0, NONE
+local home_in, shift
+if ARGV[4] ~= '' then
+-- @include zones
+  order, prefix, canary, zone, zones, orders, line = served_from(state, ARGV[4])
+  home_in = home_of
+end
+if orders then
+  home, kept, left_home, shifts = {}, {}, {}, {}
+  function shift(n, more)
+    if home[n] == zone then nearby = nearby + more end
+    shifts[home[n]] = (shifts[home[n]] or 0) + more
+  end
+end
 -- The scores with which backends have left the order that serves.
 local left = canary and {} or zone == '' and saved or kept
 
@@ -67,7 +81,8 @@ local function number(id)
 end
 
 -- The claims that say more: who may not be taken, how many names that can skip, and by which rule whom to take.
-local excluded, rule, candidates, rest, names, ruled, timed = {}, {}, {}, {}, 0, 0, false
+local excluded, rule, candidates, rest, names, ruled, timed = NONE, NONE, NONE, NONE, 0, 0, false
+if plain < claims then excluded, rule, candidates, rest = {}, {}, {}, {} end
 for j = first_spec, #ARGV do
   local spec = ARGV[j]
   local kind, wanted, without = string.match(spec, '^([^\t]*)\t([^\t]*)\t(.*)$')
@@ -97,12 +112,13 @@ for j = first_spec, #ARGV do
 end
 
 -- Releases come first: `give` is how many, by number.
-local give, given, took, longest = {}, {}, {}, {}
+local give, given, took, longest = {}, {}, NONE, NONE
 for j = 5, first_spec - 1, 2 do
   local n, text = number(ARGV[j]), ARGV[j + 1]
   local back = tonumber(text)
   if not back then
     local count, mean, most = string.match(text, '^(%d+) (%S+) (%S+)$')
+    if longest == NONE then took, longest = {}, {} end
     back, took[n], longest[n] = tonumber(count), tonumber(mean), tonumber(most)
     timed = true
   end
@@ -112,11 +128,10 @@ end
 
 -- Picks only raise the score of what was picked, so as many candidates from the low end as there are claims and
 -- names, and whatever a release moves, contain every pick of this batch.
-local queue, queued, front = {}, 0, 1
+local queue, front = {}, 1
 local function rank(most)
   local ranked = call('ZRANGE', order, 0, most - 1, 'WITHSCORES')
-  queued = #ranked / 2
-  for j = 1, queued do
+  for j = 1, #ranked / 2 do
     local n = number(ranked[2 * j - 1])
     queue[j] = n
     if not moved[n] then score[n] = tonumber(ranked[2 * j]) end
@@ -124,70 +139,39 @@ local function rank(most)
 end
 if claims > ruled then rank(claims - ruled + names) end
 
-local seen, version, least, weighted, reported, turns, floor, last, everything, now, own_kind, other_kind, ramping, ramped
-local waiting
--- Connections under way at those who stand in the order of this zone, and by how many all zones' have changed.
-local nearby, shifts = 0, {}
+local first, own, fields = 1, { '_' }, { '_v', canary and '_ca' or '_a', prefix .. 'q', prefix .. 'f', prefix .. 'l', '_t',
+  canary and '_a' or '_ca', prefix .. 'u', '_z', '_w' }
+if zone ~= '' then fields[11] = '_o:' .. zone .. ':t' end
+-- @include records
+if held[1] ~= ARGV[1] or (seen[9] or '') ~= zones then return { -1 } end
 
--- Reads what is not known yet of the backends that have a number. False: the lease, or the zones, are others.
-local function read_on()
-  local first, fields, own = known + 1, {}, {}
-  if known == 0 then
-    fields = { '_v', canary and '_ca' or '_a', prefix .. 'q', prefix .. 'f', prefix .. 'l', '_t',
-      canary and '_a' or '_ca', prefix .. 'u', '_z', '_w' }
-    if zone ~= '' then fields[11] = '_o:' .. zone .. ':t' end
-    own = { '_' }
-  end
-  local skip, skip_own = #fields, #own
-  for n = first, total do
-    fields[skip + n - known], own[skip_own + n - known] = ids[n], ids[n]
-  end
-  local held = many('HMGET', lease, own)
-  if known == 0 and held[1] ~= ARGV[1] then return false end
-  seen = many('HMGET', state, fields)
-  if known == 0 then
-    if (seen[9] or '') ~= zones then return false end
-    nearby = tonumber(seen[11]) or 0
-    version = tonumber(seen[1]) or 0
-    own_kind, other_kind = seen[2], seen[7]
-    least, weighted, reported = rules(own_kind)
-    turns, floor, last = tonumber(seen[3]) or 0, tonumber(seen[4]) or 0, seen[5] or ''
-    everything, waiting = tonumber(seen[6]) or 0, seen[10]
-    if timed or reported or seen[8] then now = seconds() end
-    -- Is anybody in a slow start, or was since the order was last used?
-    ramping = seen[8] and now < tonumber(seen[8])
-    ramped = seen[8] and not ramping
-  end
-  for n = first, total do
-    local record = seen[skip + n - known]
-    if record then
-      inflight[n], requests[n], weight[n], cap[n], saved[n] = unpack_record(RECORD, record)
-    else
-      inflight[n], requests[n], weight[n], cap[n], saved[n] = 0, 0, GONE, 0, NEVER
-    end
-    mine[n] = tonumber(held[skip_own + n - known]) or 0
-  end
-  for prefix, into in pairs({ _e = timed and latency or nil, _s = reported and report or nil, _u = ramping and slow or nil,
-    _z = zones ~= '' and home or nil }) do
-    local more = {}
-    for n = first, total do more[n - known] = prefix .. ids[n] end
-    local found = many('HMGET', state, more)
-    for n = first, total do into[n] = found[n - known] end
-  end
-  if zones ~= '' then
-    for n = first, total do home[n], kept[n] = home_of(home[n]) end
-  end
-  known = total
-  return true
+local version, own_kind, other_kind = tonumber(seen[1]) or 0, seen[2], seen[7]
+local least, weighted, reported = rules(own_kind)
+local turns, floor, last = tonumber(seen[3]) or 0, tonumber(seen[4]) or 0, seen[5] or ''
+local everything, waiting = tonumber(seen[6]) or 0, seen[10]
+nearby = tonumber(seen[11]) or 0
+local now = (timed or reported or seen[8]) and seconds()
+-- Is anybody in a slow start, or was since the order was last used?
+local ramping = seen[8] and now < tonumber(seen[8])
+local ramped = seen[8] and not ramping
+
+local read_more
+if timed or reported or ramping or orders then
+-- @include more
 end
-if not read_on() then return { -1 } end
 
--- What a pick counts: 1 over the weight that the backend has by now.
-local function step(n)
-  local counts = weighted and weight[n] or 1
-  if reported then counts = counts * share(report[n], now) end
-  if ramping then counts = counts * ramp(slow[n], now) end
-  return 1 / counts
+local read_on, free
+if ruled > 0 or waiting or line then
+  -- Reads what is not known yet of the backends that have a number.
+  function read_on()
+    local first, own, fields = known + 1, {}, {}
+-- @include records
+    if read_more then read_more(first) end
+  end
+
+  function free(n)
+    return weight[n] > 0 and (cap[n] == 0 or inflight[n] < cap[n])
+  end
 end
 
 -- The connections of a backend, over its weight or not, and over the share of it that a slow start allows so far.
@@ -196,84 +180,21 @@ local function load_of(n, per_weight)
   return ramping and load / ramp(slow[n], now) or load
 end
 
--- Is it one of those who stand in the order, or will when they are free again?
-local function belongs(n)
-  return weight[n] > 0 and (zone == '' or home[n] == zone)
-end
-
--- What is picked or moved by a release stands in a heap beside the queue of candidates: the queue comes
--- sorted, so that only a backend picked a second time costs more than one comparison. Of equal scores the
--- one that has waited longer is first: in round robin that is the sequence of the names.
-local heap, size, arrival, arrivals = {}, 0, {}, 0
-
-local function before(one, other)
-  local a, b = score[one], score[other]
-  if a ~= b then return a < b end
-  return arrival[one] < arrival[other]
-end
-
-local function push(n)
-  size = size + 1
-  arrivals = arrivals + 1
-  arrival[n] = arrivals
-  local hole = size
-  while hole > 1 do
-    local parent = (hole - hole % 2) / 2
-    if not before(n, heap[parent]) then break end
-    heap[hole] = heap[parent]
-    hole = parent
-  end
-  heap[hole] = n
-end
-
--- Puts n at the top of the heap in place of what is there, and lets it sink.
-local function sink(n)
-  local hole, child = 1, 2
-  while child <= size do
-    if child < size and before(heap[child + 1], heap[child]) then child = child + 1 end
-    if not before(heap[child], n) then break end
-    heap[hole] = heap[child]
-    hole, child = child, 2 * child
-  end
-  heap[hole] = n
-end
-
-local function drop()
-  local bottom = heap[size]
-  heap[size] = nil
-  size = size - 1
-  if size > 0 then sink(bottom) end
-end
-
--- The peak EWMA of a backend's latency as it is now: a peak counts at once and fades (Finagle's PeakEwma).
-local function latency_of(n)
-  if not latency[n] then return 0 end
-  local cost, at = unpack_record(LATENCY, latency[n])
-  return cost * math.exp(-math.max(0, now - at) / DECAY)
-end
-
-local function observe(n)
-  local cost = 0
-  if latency[n] then
-    local before_it, at = unpack_record(LATENCY, latency[n])
-    local keep = math.exp(-math.max(0, now - at) / DECAY)
-    cost = before_it * keep + took[n] * (1 - keep)
-  end
-  latency[n] = pack(LATENCY, math.max(cost, longest[n]), now)
-  slower[n] = true
-end
-
-local function shift(n, more)
-  if home[n] == zone then nearby = nearby + more end
-  shifts[home[n]] = (shifts[home[n]] or 0) + more
-end
-
 -- Releases. A backend that is `moved` is not where the queue says any more.
 for j = 1, #given do
   local n = given[j]
   local back = give[n]
   if back > mine[n] then back = mine[n] end
-  if longest[n] and weight[n] ~= GONE then observe(n) end
+  if longest[n] and weight[n] ~= GONE then
+    -- The peak EWMA of its latency: a peak counts at once and fades (Finagle's PeakEwma).
+    local cost = 0
+    if latency[n] then
+      local before_it, at = unpack_record(LATENCY, latency[n])
+      local keep = math.exp(-math.max(0, now - at) / DECAY)
+      cost = before_it * keep + took[n] * (1 - keep)
+    end
+    latency[n], slower[n] = pack(LATENCY, math.max(cost, longest[n]), now), true
+  end
   if back > 0 then
     changed[n] = true
     mine[n] = mine[n] - back
@@ -283,7 +204,7 @@ for j = 1, #given do
     inflight[n] = still
     everything = everything - (count - still)
     if orders then shift(n, still - count) end
-    if weight[n] > 0 and (not orders or belongs(n)) and (cap[n] == 0 or still < cap[n]) then
+    if weight[n] > 0 and (zone == '' or home[n] == zone) and (cap[n] == 0 or still < cap[n]) then
       if least then
         turns = turns + 1
         score[n] = load_of(n, weighted) + turns * STEP
@@ -296,13 +217,11 @@ for j = 1, #given do
   end
 end
 
-local function free(n)
-  return weight[n] > 0 and (cap[n] == 0 or inflight[n] < cap[n])
-end
-
 -- Who waits is first, and served in turn.
-local barred, tickets, refused = {}, {}, {}
+local barred, tickets, refused, call_up_those = NONE, NONE, NONE, nil
 if waiting or line then
+-- @include queue
+  call_up_those = call_up
   barred, tickets, refused = admit(KEYS[5], line, claims, excluded, function(most)
     -- Each backend in the order has a free slot, and those are known that the releases have freed.
     for _, id in ipairs(call('ZRANGE', order, 0, most - 1)) do number(id) end
@@ -322,94 +241,15 @@ local function count_pick(n)
   changed[n] = true
 end
 
--- The candidate that the rule of a claim takes, of those that have a number; nil: none of them is free.
-local function best_of(claim)
-  local kind, list, best, lowest = rule[claim], candidates[claim], nil, nil
-  if string.sub(kind, 1, 1) == 'o' then
-    local own = list[1]
-    if weight[own] ~= GONE and (cap[own] == 0 or inflight[own] < cap[own]) then return own end
-    kind = string.sub(kind, 2)
-    if kind == '' then return nil end
-  end
-  if kind == 'f' then
-    for j = 1, #list do
-      if free(list[j]) then return list[j] end
-    end
-    return nil
-  end
-  if kind == 's' then
-    for j = 1, #list do
-      local n = list[j]
-      local own = weight[n] < GONE and GONE - weight[n] or weight[n]
-      if own > 0 and (cap[n] == 0 or inflight[n] < cap[n]) and (not lowest or inflight[n] / own < lowest) then
-        best, lowest = n, inflight[n] / own
-      end
-    end
-    return best
-  end
-  local bound = kind ~= 'l' and kind ~= 't' and tonumber(string.sub(kind, 2))
-  for j = 1, #list do
-    local n = list[j]
-    if free(n) then
-      if bound then
-        local among = zone == '' and everything or nearby
-        if inflight[n] < math.ceil(bound * weight[n] * (among + 1)) then return n end
-      else
-        local load
-        if kind == 't' then
-          local cost = latency_of(n)
-          load = (inflight[n] + 1) * (cost > 0 and cost or inflight[n] > 0 and UNSEEN or 0)
-          if ramping then load = load / ramp(slow[n], now) end
-        else
-          load = load_of(n, true)
-        end
-        if not lowest or load < lowest then best, lowest = n, load end
-      end
-    end
-  end
-  return best
-end
-
--- The same of all its candidates. Who is looked at late is so for all claims that are left, in one step.
-local function choose(claim)
-  local n = best_of(claim)
-  if n or not rest[claim] then return n end
-  for one = claim, claims do
-    if rest[one] then
-      local list = candidates[one]
-      for id in string.gmatch(rest[one], '[^\n]+') do list[#list + 1] = number(id) end
-      rest[one] = nil
-    end
-  end
-  read_on()
-  return best_of(claim)
-end
-
--- Claims with candidates. The order stands as it is, but for loads and for who is full now.
 local answer, late = { version }, 0
-for claim = plain + 1, claims do
-  if rule[claim] and not barred[claim] then
-    local n = choose(claim)
-    if n then
-      count_pick(n)
-      answer[claim + 1] = ids[n]
-      if least and belongs(n) then
-        turns = turns + 1
-        score[n] = load_of(n, weighted) + turns * STEP
-        moved[n] = true
-      end
-      if belongs(n) and cap[n] > 0 and inflight[n] >= cap[n] then full[n], moved[n] = true, true end
-    else
-      late = late + 1
-      answer[claim + 1] = false
-    end
-  end
+if ruled > 0 then
+-- @include candidates
 end
-if late > 0 then
-  rank(claims - ruled + late + names)
-  read_on()
-end
-if claims > ruled or late > 0 then
+
+local heap, size, arrival, arrivals, push, sink, drop = NONE, 0, NONE, 0, nil, nil, nil
+local next_ones = claims - ruled + late
+if next_ones > 1 or next_ones > 0 and (names > 0 or next(moved)) then
+-- @include heap
   for n = 1, total do
     if moved[n] and not full[n] then push(n) end
   end
@@ -452,7 +292,10 @@ for claim = 1, claims do
         turns = turns + 1
         score[n] = load_of(n, weighted) + turns * STEP
       else
-        score[n] = score[n] + step(n)
+        local counts = weighted and weight[n] or 1
+        if reported then counts = counts * share(report[n], now) end
+        if ramping then counts = counts * ramp(slow[n], now) end
+        score[n] = score[n] + 1 / counts
       end
       if cap[n] > 0 and inflight[n] >= cap[n] then
         full[n], left[n] = true, score[n]
@@ -461,7 +304,7 @@ for claim = 1, claims do
         arrivals = arrivals + 1
         arrival[n] = arrivals
         sink(n)
-      else
+      elseif push then
         push(n)
       end
     end
@@ -485,56 +328,10 @@ if ruled > 0 and not least then
   end
 end
 
--- The other orders follow: loads have changed, and who is full or free again.
-local overdue = {}
-local function follow(one, kind)
-  local by_load, per_weight = rules(kind)
-  local comes, goes, puts, memory = {}, {}, {}, nil
-  if not one.canary then memory = one.zone == '' and saved or kept end
-  for n = 1, total do
-    if changed[n] and weight[n] > 0 and (one.zone == '' or home[n] == one.zone) then
-      if cap[n] > 0 and inflight[n] >= cap[n] then
-        goes[#goes + 1] = ids[n]
-      elseif by_load or filled[n] then
-        comes[#comes + 1] = n
-      end
-    end
-  end
-  if #comes > 0 then
-    local head = call('HMGET', state, one.prefix .. 'q', one.prefix .. 'f', one.prefix .. 'l')
-    local steps, from, whom = tonumber(head[1]) or 0, tonumber(head[2]) or 0, head[3] or ''
-    for j = 1, #comes do
-      local n, enters = comes[j], nil
-      if by_load then
-        steps = steps + 1
-        enters = load_of(n, per_weight) + steps * STEP
-      else
-        enters = entry(state, one.prefix, per_weight, weight[n], from, whom, ids[n], memory and memory[n] or NEVER)
-      end
-      puts[2 * j - 1], puts[2 * j] = enters, ids[n]
-    end
-    if by_load then
-      call('HSET', state, one.prefix .. 'q', steps)
-      if steps >= STEPS then overdue[#overdue + 1] = { one.key, one.prefix, per_weight } end
-    end
-    many('ZADD', one.key, puts, 2)
-  end
-  if #goes > 0 then
-    local scores = memory and not by_load and many('ZMSCORE', one.key, goes) or {}
-    for j = 1, #goes do
-      local n = index[goes[j]]
-      if scores[j] then memory[n], left_home[n] = tonumber(scores[j]), one.zone ~= '' or left_home[n] end
-    end
-    many('ZREM', one.key, goes)
-  end
-end
+local overdue = NONE
 if (orders or other_kind) and next(changed) then
-  orders = orders or orders_of(KEYS[2], KEYS[4], zones, 6)
-  for j = 1, #orders do
-    local one = orders[j]
-    local kind = canary == (one.canary or false) and own_kind or other_kind
-    if kind and one.prefix ~= prefix then follow(one, kind) end
-  end
+  overdue = {}
+-- @include follow
 end
 
 -- What changed, in one command per key.
@@ -590,43 +387,8 @@ for name, more in pairs(shifts) do
   if more ~= 0 and string.find(name, '^%w') then call('HINCRBY', state, '_o:' .. name .. ':t', more) end
 end
 
--- Numbers the order anew, keeping its sequence, before ties or deadlines outgrow a double: once in
--- millions of picks, so that its cost, which is that of all members, does not count.
---
--- Also when the last slow start is over: who has seen no release since stands where its share of then put it.
-if ramped then call('HDEL', state, prefix .. 'u') end
-if least and (turns >= STEPS or ramped) then overdue[#overdue + 1] = { order, prefix, weighted } end
-for _, one in ipairs(overdue) do
-  local ranked = call('ZRANGE', one[1], 0, -1)
-  seen = many('HMGET', state, ranked)
-  adds = {}
-  for j = 1, #ranked do
-    local load, _, per = unpack_record(RECORD, seen[j])
-    adds[2 * j - 1], adds[2 * j] = load / (one[3] and per or 1) + j * STEP, ranked[j]
-  end
-  call('HSET', state, one[2] .. 'q', #ranked)
-  many('ZADD', one[1], adds, 2)
-end
-if weighted and not least and floor >= CYCLES then
-  local back = math.floor(floor)
-  local ranked = call('ZRANGE', order, 0, -1, 'WITHSCORES')
-  adds, sets = {}, { prefix .. 'f', floor - back }
-  for j = 1, #ranked, 2 do adds[j], adds[j + 1] = ranked[j + 1] - back, ranked[j] end
-  seen = call('HGETALL', state)
-  for j = 1, canary and 0 or #seen, 2 do
-    local field, value = seen[j], seen[j + 1]
-    if zone == '' and string.sub(field, 1, 1) ~= '_' then
-      local count, ever, per, most, at = unpack_record(RECORD, value)
-      if at ~= NEVER then sets[#sets + 1], sets[#sets + 2] = field, pack(RECORD, count, ever, per, most, at - back) end
-    elseif zone ~= '' and string.find(field, '^_z.') and string.gsub(string.sub(value, NAME), '^-', '') == zone then
-      local at = unpack_record(HOME, value)
-      if at ~= NEVER then
-        sets[#sets + 1], sets[#sets + 2] = field, pack(HOME, at - back) .. string.sub(value, NAME)
-      end
-    end
-  end
-  many('HSET', state, sets, 2)
-  many('ZADD', order, adds, 2)
+if ramped or least and turns >= STEPS or weighted and floor >= CYCLES or #overdue > 0 then
+-- @include renumber
 end
 
 if waiting or line then
@@ -635,7 +397,7 @@ if waiting or line then
     if answer[claim + 1] then served[#served + 1] = ticket end
   end
   many('ZREM', KEYS[5], served)
-  if line or #given > 0 then call_up(state, KEYS[2], KEYS[5]) end
+  if line or #given > 0 then call_up_those(state, KEYS[2], KEYS[5]) end
   if #refused > 0 then answer[claims + 2] = table.concat(refused, ' ') end
 end
 return answer

@@ -16,6 +16,7 @@
 -- and be right, or the other way round. A script of its own, so that claims nobody asks about cost what they did.
 
 -- @include order
+-- @include zones
 
 local function claim(KEYS, ARGV)
 -- @include claim

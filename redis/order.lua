@@ -63,50 +63,13 @@ local CYCLES = 2 ^ 20
 -- unpack() pushes its results on the Lua stack, which ends at about 8000.
 local CHUNK = 4000
 local GOLDEN = (5 ^ 0.5 - 1) / 2
+-- A table that nobody writes to.
+local NONE = {}
 
 -- Is the order one of loads, are weights looked at, and do reports change them?
 local function rules(kind)
   local reported = kind == 'reported-turns'
   return kind == 'load' or kind == 'weighted-load', reported or kind == 'weighted-turns' or kind == 'weighted-load', reported
-end
-
--- The orders of a pool: that of all its backends, a canary's, and both of each of its zones. `zones`: as `_z` has
--- them; `first`: where in KEYS those of the zones begin, two for each.
-local function orders_of(order, canary, zones, first)
-  local orders = {
-    { key = order, prefix = '_', zone = '' },
-    { key = canary, prefix = '_c', zone = '', canary = true },
-  }
-  for zone in string.gmatch(zones, '[^\n]+') do
-    orders[#orders + 1] = { key = KEYS[first], prefix = '_o:' .. zone .. ':', zone = zone }
-    orders[#orders + 1] = { key = KEYS[first + 1], prefix = '_oc:' .. zone .. ':', zone = zone, canary = true }
-    first = first + 2
-  end
-  return orders
-end
-
--- What the fourth argument of `claim` says: the order that claims are served from, the prefix of its fields, is it a
--- canary's, the zone it is of, all zones, all orders (nil without zones), and what it says of tickets (nil: nothing).
-local function served_from(state, says)
-  local half, zone, zones, line = says, '', '', nil
-  if #says > 1 then half, zone, zones, line = string.match(says, '^(c?)\t([^\t]*)\t([^\t]*)\t?(.*)$') end
-  if line == '' then line = nil end
-  -- A canary may have ended since its worker last heard of the pool.
-  local canary = half == 'c' and call('HEXISTS', state, '_ca') == 1
-  local order, prefix, orders = KEYS[canary and 4 or 2], canary and '_c' or '_', nil
-  if zones ~= '' then
-    orders = orders_of(KEYS[2], KEYS[4], zones, 6)
-    for _, one in ipairs(orders) do
-      if one.zone == zone and (one.canary or false) == canary then order, prefix = one.key, one.prefix end
-    end
-  end
-  return order, prefix, canary, zone, zones, orders, line
-end
-
--- Where among the zones a backend is at home, and the score with which it left the order there.
-local function home_of(field)
-  if not field then return '', NEVER end
-  return string.sub(field, NAME), (unpack_record(HOME, field))
 end
 
 local function seconds()
@@ -133,7 +96,7 @@ end
 -- arguments belong together. Returns the answer, put together where it is an array.
 local function many(command, key, args, group)
   local count = #args
-  if count == 0 then return {} end
+  if count == 0 then return NONE end
   if count <= CHUNK then return call(command, key, unpack(args)) end
   local size, all = CHUNK - CHUNK % (group or 1), {}
   for first = 1, count, size do
@@ -143,16 +106,6 @@ local function many(command, key, args, group)
     end
   end
   return all
-end
-
--- Does one name come after another where a sorted set orders them? By bytes; Lua's own `<` follows the
--- locale that the server was started in.
-local function comes_after(one, other)
-  for j = 1, math.min(#one, #other) do
-    local a, b = string.byte(one, j), string.byte(other, j)
-    if a ~= b then return a > b end
-  end
-  return #one > #other
 end
 
 -- The score with which a backend enters an order of turns; `prefix` is that of the order's fields. One that was away
@@ -165,6 +118,15 @@ end
 -- return together keep apart. A newcomer gets a fraction of its step that no other has (multiples of
 -- the golden ratio spread most evenly), or equal weights would always take their turns in one burst.
 local function entry(state, prefix, weighted, weight, floor, last, id, saved)
+  -- Does one name come after another where a sorted set orders them? By bytes; Lua's own `<` follows the
+  -- locale that the server was started in.
+  local function comes_after(one, other)
+    for j = 1, math.min(#one, #other) do
+      local a, b = string.byte(one, j), string.byte(other, j)
+      if a ~= b then return a > b end
+    end
+    return #one > #other
+  end
   if not weighted then return math.max(saved, comes_after(id, last) and floor or floor + 1) end
   local step = 1 / weight
   if saved == NEVER then return floor + (call('HINCRBY', state, prefix .. 'p', 1) * GOLDEN % 1) * step end

@@ -1,6 +1,7 @@
 -- Moving any number of backends in the orders, for the rare scripts: `claim` does it within its batch.
 
 -- @include order
+-- @include zones
 
 -- A record here is { in flight, requests, weight, cap, score it left the main order with, home (see `home_of`), score it
 -- left the order of its zone with }, and under `held` and `home` what the first and the sixth were when it was read.

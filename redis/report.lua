@@ -12,6 +12,7 @@
 -- from both: a pick between reading and writing would be made at one weight and counted at another.
 
 -- @include order
+-- @include zones
 
 local state, id = KEYS[1], ARGV[1]
 local free, lasts, fade, blackout = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
