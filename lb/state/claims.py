@@ -77,6 +77,8 @@ class Claims:
         #: Those of ours who wait in the queue; are there any? Then who comes now waits behind them.
         self.line: Line | None = None
         self.crowded = False
+        #: Is there a cap? Then somebody elsewhere may wait for what is given back.
+        self.capped = False
         #: Does the store take our claims? False: picks are made from the snapshot.
         self.shared = False
         #: Does our lease stand in the store? Between `prepare` and `begin` claims wait for it.
@@ -117,6 +119,7 @@ class Claims:
         self.snapshot = snapshot
         self._address()
         self._by_key = {name.encode(): backend for name, backend in snapshot.backends.items()}
+        self.capped = any(backend.max_connections for backend in snapshot.backends.values())
         if self._unknown:
             unknown, self._unknown = self._unknown, []
             for waiter, wish, key in unknown:

@@ -49,7 +49,8 @@ class Link:
         self._connection: Any = None
         self._watcher: Any = None
         self._reader = hiredis.Reader()
-        self._release_timer = loop.timer(RELEASE_DELAY)
+        # Repeating, and begun by `again`: started anew it would have what was left of its time, nothing.
+        self._release_timer = loop.timer(0, RELEASE_DELAY)
         self._release_armed = False
         self._releases: set[Claims] = set()
         self._stall_timer = loop.timer(STALL / 4, STALL / 4)
@@ -115,11 +116,16 @@ class Link:
             self._loop.run_callback(self._flush)
 
     def release_soon(self, claims: Claims) -> None:
-        """`claims` has releases, which may wait `RELEASE_DELAY` for a claim to travel with."""
+        """`claims` has releases, which may wait `RELEASE_DELAY` for a claim to travel with; not where others
+        may wait for a slot, or failures are to be told.
+        """
+        if claims.capped or claims.guard.pending:
+            self.schedule(claims)
+            return
         self._releases.add(claims)
         if not self._release_armed:
             self._release_armed = True
-            self._release_timer.start(self._flush_releases)
+            self._release_timer.again(self._flush_releases)
 
     def _flush_releases(self) -> None:
         self._release_timer.stop()

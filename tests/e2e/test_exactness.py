@@ -85,6 +85,18 @@ def test_64_clients_cost_few_calls(system: System) -> None:
     assert calls <= 0.25 * 3000, f"{calls / 3000:.3f} calls per request"
 
 
+def test_a_single_client_costs_one_call_a_request(system: System) -> None:
+    """What a request gives back goes with what the next one takes."""
+    backends = [system.plain_backend() for _ in range(2)]
+    balancer = system.balancer(backends=urls(backends))
+    balancer.view.client.config_resetstat()
+    load = Load([balancer.port], 1, total=500).run()
+    calls = balancer.view.script_calls()
+    assert load.failures == []
+    assert calls <= 1.5 * 500, f"{calls / 500:.2f} calls per request"
+    is_over([balancer], backends, 500)
+
+
 def test_a_cap_holds_over_all_workers(system: System) -> None:
     """Four workers, and never more than three connections to a backend."""
     most: Counter[int] = Counter()
