@@ -25,6 +25,7 @@ import gunicorn.sock
 from lb import config
 from lb.certificates import alpn, client_contexts, harden, load_chain, server_context
 from lb.errors import ConfigError, LbError
+from lb.scoreboard import Place, inherited
 from lb.settings import Settings
 from lb.state import embedded
 from lb.state.decide import declare
@@ -45,6 +46,10 @@ _ending = mmap.mmap(-1, 1)
 
 MEND_PAUSES = (1.0, 30.0)
 """Seconds until a second try to start a store that does not start; each time twice as many, up to these."""
+
+#: Shared likewise, and with another master, at an upgrade.
+board = inherited(os.environ)
+_place: int | None = None
 
 _settings: Settings | None = None
 _store: embedded.EmbeddedStore | None = None
@@ -140,6 +145,7 @@ def start_master(cfg: Any, log: logging.Logger) -> None:
     """What the master does before it binds: check the addresses, start the store, publish the backends."""
     global _store
     use_log(log)
+    _name_pools()
     _raise_file_limit()
     try:
         take_flags(cfg)
@@ -156,6 +162,7 @@ def start_master(cfg: Any, log: logging.Logger) -> None:
 
 def reload_master(cfg: Any) -> None:
     """Publish what a reload has changed. The store's faults are logged: workers go on without."""
+    _name_pools()
     try:
         take_flags(cfg)
     except ConfigError as exc:
@@ -216,6 +223,17 @@ def leave_if_orphaned(parent: int) -> None:
         _store.leave_if_orphaned()
 
 
+def take_place(number: int | None) -> None:
+    """In a new worker: which place on the scoreboard it has."""
+    global _place
+    _place = number
+
+
+def _name_pools() -> None:
+    if left := board.name_pools(settings().pools):
+        _LOG.warning("there is no room to count refused retries of more pools: %s", ", ".join(left))
+
+
 def publish() -> None:
     """Write the configured pools into the shared state. Raises StoreError, ConfigError."""
     client = connect(store_url(settings().redis_url, settings().runtime_dir))
@@ -235,7 +253,8 @@ def service(runtime: Runtime, reactor: Reactor | None) -> Service:
     from lb.service import Service
 
     control = Control(settings())
-    made = Service(settings(), runtime, reactor, control, _contexts, announced)
+    place = Place(board, _place)
+    made = Service(settings(), runtime, reactor, control, _contexts, announced, place)
     control.service = made
     return made
 

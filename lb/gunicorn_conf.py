@@ -9,9 +9,12 @@ import os
 import signal
 import ssl
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lb import boot, master
+
+if TYPE_CHECKING:
+    from lb.vitals import Load
 
 
 def on_starting(server: Any) -> None:
@@ -31,6 +34,16 @@ def on_exit(server: Any) -> None:
     boot.stop_master()
 
 
+def pre_fork(server: Any, worker: Any) -> None:
+    """A worker is about to be forked."""
+    master.give_place(server, worker)
+
+
+def pre_exec(server: Any) -> None:
+    """USR2: this process becomes the new master."""
+    boot.board.pass_on(server.cfg.env_orig)
+
+
 def post_fork(server: Any, worker: Any) -> None:
     """A new worker: a TERM that comes before it has handlers of its own waits until `post_worker_init`.
 
@@ -38,6 +51,7 @@ def post_fork(server: Any, worker: Any) -> None:
     stop right after a start or a reload would wait for the whole of graceful_timeout.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    boot.take_place(getattr(worker, "place", None))  # a hook of the user's own may stand in place of ours
     for other in server.leaving.values():  # gunicorn has closed those of the others
         other.tmp.close()
     while not server.SIG_QUEUE.empty():
@@ -53,16 +67,26 @@ def post_worker_init(worker: Any) -> None:
     if isinstance(worker, Worker):
         return
     from lb import app
+    from lb.overload import Resident
     from lb.state.threads import ThreadRuntime, flush_log_forever
 
     if (context := boot.tls()) is not None:
         context.set_alpn_protocols(["http/1.1"])
     service = boot.service(ThreadRuntime(), None)
     service.kinds_of([sock.getsockname() for sock in worker.sockets])
+    service.vitals.measure(lambda: _load(worker), Resident().read)
     app.install(service)
     service.start()
     flush_log_forever(service.log.flush)
     master.say_ready(worker)  # it accepts in the next moment
+
+
+def _load(worker: Any) -> Load:
+    """What gunicorn's worker with threads has to do: connections it waits for are in one of two queues."""
+    from lb.vitals import Load
+
+    waiting = len(worker.keepalived_conns) + len(worker.pending_conns)
+    return Load(worker.nr_conns, max(worker.nr_conns - waiting, 0))
 
 
 def worker_exit(server: Any, worker: Any) -> None:
@@ -80,7 +104,7 @@ def ssl_context(config: Any, default: Callable[[], ssl.SSLContext]) -> ssl.SSLCo
 def settings() -> dict[str, Any]:
     """All of it, for a configuration file to put into its globals; read anew at each call."""
     hooks = (
-        *(on_starting, on_reload, on_exit, post_fork, post_worker_init, worker_exit),
+        *(on_starting, on_reload, on_exit, pre_fork, pre_exec, post_fork, post_worker_init, worker_exit),
         ssl_context,
     )
     return {**boot.gunicorn_settings(), **{hook.__name__: hook for hook in hooks}}

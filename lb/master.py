@@ -40,6 +40,8 @@ def take_over(server: Any) -> None:
     #: Workers that others take the place of, by process id; and which of them have been told to go.
     server.leaving = {}
     server.told = set()
+    #: Who has which place on the scoreboard.
+    server.places = {}
     #: Until when (by `monotonic`) those others have to serve.
     server.ready_by = 0.0
     #: Has a TERM come? When (by `monotonic`) what it asks for is begun; 0: not announced.
@@ -48,6 +50,15 @@ def take_over(server: Any) -> None:
     # What gunicorn would start at a USR2 is `python …/gunicorn/__main__.py`, whose modules then hide others.
     server.START_CTX["args"] = list(sys.orig_argv)
     server.START_CTX["args"][0] = sys.executable
+
+
+def give_place(server: Any, worker: Any) -> None:
+    """Before the fork: give `worker` a place on the scoreboard."""
+    worker.place = boot.board.take(monotonic())
+    if worker.place is None:
+        _LOG.warning("one worker too many for /metrics: what it does is not told there")
+    else:
+        server.places[worker.place] = worker
 
 
 def say_ready(worker: Any) -> None:
@@ -66,6 +77,7 @@ class Master(Arbiter):  # type: ignore[misc]
 
     leaving: dict[int, Any]
     told: set[int]
+    places: dict[int, Any]
     ready_by: float
     stopping: bool
     stop_at: float
@@ -157,6 +169,13 @@ class Master(Arbiter):  # type: ignore[misc]
             del self.leaving[pid]
             self.told.discard(pid)
 
+    def _free_places(self) -> None:
+        """What workers that have ended, in whatever way, held on the scoreboard is there for others."""
+        there = set(self.WORKERS.values())
+        for number in [number for number, worker in self.places.items() if worker not in there]:
+            del self.places[number]
+            boot.board.give_up(number)
+
     # Signals.
 
     def signal(self, sig: int, frame: Any) -> None:
@@ -186,6 +205,7 @@ class Master(Arbiter):  # type: ignore[misc]
     def wait_for_signals(self, timeout: float = 1.0) -> list[int]:
         """Wait for signals, as in each turn of gunicorn's; and look after what it does not know of."""
         boot.mend_store()
+        self._free_places()
         if self._waiting():
             timeout = min(timeout, LOOK)
         if self.stop_at:

@@ -59,6 +59,9 @@ class Overload:
         self._looked = 0.0
         self._late_since = 0.0
         self._late_looks = 0
+        #: Seconds that the event loop was late at most, in the last whole second of looks.
+        self.delay = 0.0
+        self._latest = self._since = 0.0
         #: How many it has refused, and what of that the log has been told.
         self.refused = 0
         self._why = ""
@@ -93,14 +96,20 @@ class Overload:
                 self.tight, self._tight_since = True, now
             elif self.tight and resident < limits.memory * RELIEF:
                 self.tight = False
+        late = max(now - self._looked - LOOK, 0.0) if self._looked else 0.0
+        self._note(now, late)
         if limits.delay:
-            self._judge(now, waiting)
+            self._judge(now, max(late, waiting) if self._looked else 0.0)
         self._looked = now
         self.strict = self.tight or self.share < 1.0
         self._tell(now)
 
-    def _judge(self, now: float, waiting: float) -> None:
-        late = max(now - self._looked - LOOK, waiting) if self._looked else 0.0
+    def _note(self, now: float, late: float) -> None:
+        self._latest = max(self._latest, late)
+        if now - self._since >= INTERVAL:
+            self.delay, self._latest, self._since = self._latest, 0.0, now
+
+    def _judge(self, now: float, late: float) -> None:
         if late < self._limits.delay:
             self._late_looks = 0
             self.share = min(1.0, self.share + MORE)

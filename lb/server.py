@@ -25,6 +25,7 @@ from lb.overload import LOOK, Overload, Resident, give_back
 from lb.proxy.conn import OUT_OF, Conn, RawSocket, Reactor
 from lb.proxy.tls import TlsConn
 from lb.settings import ClientSettings, LimitSettings
+from lb.vitals import Load
 
 _LOG = logging.getLogger("lb")
 
@@ -133,6 +134,11 @@ class Server:
             for late in client.overdue(now - self._request):
                 fault = RequestDeadline(f"not done within {self._request:g} s")
                 self.reactor.doom(late, now, fault, None)
+
+    def load(self) -> Load:
+        """What it has to do now."""
+        under_way = self._made - len(self._parked)
+        return Load(len(self.clients), under_way, self.overload.refused, self.overload.delay)
 
     def _look_at_load(self) -> None:
         now = monotonic()

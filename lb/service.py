@@ -21,6 +21,7 @@ from lb.proxy.forward import Forwarder
 from lb.proxy.reveal import reveal
 from lb.proxy.trace import Recorder
 from lb.routing import Router
+from lb.scoreboard import Place, alone
 from lb.settings import Settings
 from lb.state.budget import Budget
 from lb.state.decisions import write
@@ -29,6 +30,7 @@ from lb.state.onetime import Entries
 from lb.state.registry import Registry
 from lb.state.store import store_url
 from lb.sticky import sticky_pools
+from lb.vitals import Vitals
 from lb.wsgi import raw_fields
 
 _LOG = logging.getLogger("lb")
@@ -41,7 +43,7 @@ class Service:
 
     `control` answers what comes in on the control listener, whose addresses are `control_addresses`;
     `contexts` has, for each pool, how it speaks TLS to backends; `leaving` says whether the whole balancer is
-    about to end.
+    about to end; `place` is its on the scoreboard of all workers.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Service:
         control: Callable[..., Iterable[bytes]],
         contexts: Mapping[str, ssl.SSLContext],
         leaving: Callable[[], bool] = lambda: False,
+        place: Place | None = None,
     ) -> None:
         self.settings = settings
         self.control = control
@@ -70,6 +73,11 @@ class Service:
         self.fleet = Fleet(
             url, settings.pools, worker, runtime, self._on_update, self._on_beat, settings.zone
         )
+        budgets = {
+            name: Budget(name, config.retry, self.fleet.registry) for name, config in settings.pools.items()
+        }
+        #: What this worker tells of itself.
+        self.vitals = Vitals(place or alone(settings.pools), self.fleet, self.log, budgets, runtime)
         self.forwarders = {
             name: Forwarder(
                 name,
@@ -79,7 +87,7 @@ class Service:
                 self.log,
                 contexts[name],
                 self.recorder,
-                Budget(name, config.retry, self.fleet.registry),
+                budgets[name],
                 self.reveal,
                 settings.client.stream_close_delay,
                 settings.client.request,
@@ -116,6 +124,7 @@ class Service:
     def start(self) -> None:
         """Join the fleet."""
         self.fleet.start()
+        self.vitals.start()
 
     def stop(self) -> None:
         """Leave the fleet, close what is open, write the log's rest."""
@@ -123,6 +132,7 @@ class Service:
         for forwarder in self.forwarders.values():
             forwarder.close()
         self.log.finish()
+        self.vitals.stop()
 
     def kinds_of(self, names: list[Any]) -> list[str]:
         """Which kind each listener is, `data` or `control`, given as `getsockname` names it."""

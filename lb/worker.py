@@ -72,6 +72,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         """Serve until told to stop."""
         # Imported here because gunicorn patches the standard library after it has imported this module.
         from lb import app, boot, master
+        from lb.overload import Resident
         from lb.proxy.conn import Reactor
         from lb.server import Server
         from lb.state.green import GreenRuntime
@@ -90,6 +91,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self.service.log.add,
             self.cfg.workers,
         )
+        self.service.vitals.measure(server.load, Resident().read)
         try:
             self.service.start()
             gevent.spawn(self._flush_log)

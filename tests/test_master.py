@@ -10,6 +10,7 @@ from gunicorn.config import Config
 from gunicorn.workers.base import Worker
 
 from lb import boot, master
+from lb.scoreboard import Figures, Place, Scoreboard
 from tests.faults.gate import Gate
 from tests.support.clients import get
 from tests.support.processes import own_system
@@ -66,3 +67,31 @@ def test_an_end_is_announced_once_for_all(monkeypatch: pytest.MonkeyPatch) -> No
     assert not boot.announced()
     boot.announce_end()
     assert boot.announced()
+
+
+def test_places_on_the_scoreboard_come_and_go_with_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is to leave has its own until it has ended; one for whom there is none starts all the same."""
+    monkeypatch.setattr(boot, "board", Scoreboard(places=2))
+    server = master.Master.__new__(master.Master)
+    server.places, server.WORKERS, server.leaving = {}, {}, {}
+    workers = [Worker(age, 1, [], None, 30, Config(), None) for age in range(4)]
+    try:
+        for pid, worker in enumerate(workers[:3], 1):
+            master.give_place(server, worker)
+            server.WORKERS[pid] = worker
+        first, second, third = (worker.place for worker in workers[:3])
+        assert (first is None, second is None, third is None) == (False, False, True)
+        server.leaving[1] = server.WORKERS[1]
+        server._free_places()
+        assert set(server.places) == {first, second}
+        Place(boot.board, first).write(Figures(False, 1), 0.0)
+        assert boot.board.read(0.0).losses == 1
+        del server.WORKERS[1]  # it was killed
+        server._free_places()
+        assert set(server.places) == {second}
+        master.give_place(server, workers[3])
+        assert workers[3].place == first
+        assert boot.board.read(0.0).losses == 1
+    finally:
+        for worker in workers:
+            worker.tmp.close()

@@ -214,3 +214,18 @@ def test_resident_is_what_the_system_says() -> None:
     give_back()
     assert resident.read() < after - 30 * MIB
     os.close(resident._fd)
+
+
+def test_the_delay_is_the_worst_of_the_last_second() -> None:
+    watched = Watched(delay=0.0)
+    watched.pass_by(2)
+    assert watched.overload.delay == pytest.approx(0.0, abs=1e-9)
+    watched.look(late=0.3)
+    watched.look(late=0.1)
+    watched.pass_by(1)
+    assert watched.overload.delay == pytest.approx(0.3)
+    watched.pass_by(2)
+    assert watched.overload.delay == pytest.approx(0.0, abs=1e-9)
+    watched.look(waiting=5.0)  # others, not the loop
+    watched.pass_by(1)
+    assert watched.overload.delay == pytest.approx(0.0, abs=1e-9)
