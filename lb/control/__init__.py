@@ -1,4 +1,4 @@
-"""What answers on the control listener: liveness, readiness, and the control API under `/v1`.
+"""What answers on the control listener: liveness, readiness, metrics, and the control API under `/v1`.
 
     service.control(environ, start_response)
 
@@ -15,6 +15,7 @@ import falcon
 
 from lb.control.decisions import Decisions, OneDecision
 from lb.control.guard import Guard
+from lb.control.metrics import Metrics
 from lb.control.problems import install
 from lb.control.resources import Algorithm, Backend, Backends, Document, Health, Pool, Pools, Ready
 from lb.control.shared import Shared
@@ -34,6 +35,7 @@ class Control:
         self.routes: dict[str, object] = {
             "/healthz": Health(),
             "/readyz": Ready(lambda: self.service),
+            "/metrics": Metrics(shared, lambda: self.service),
             "/v1/openapi.json": Document(bool(settings.control_token)),
             "/v1/decisions": Decisions(shared),
             "/v1/decisions/{request_id}": OneDecision(shared, lambda: self.service),

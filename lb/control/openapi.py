@@ -11,7 +11,7 @@ import msgspec
 
 from lb import __version__
 from lb.algorithms import names
-from lb.control import answers, bodies, decisions
+from lb.control import answers, bodies, decisions, metrics
 from lb.control.problems import KIND, ProblemDetails
 from lb.decision import REQUEST_ID, Decision
 from lb.state.decisions import MOST_LISTED
@@ -117,6 +117,7 @@ def _paths() -> dict[str, Any]:
                 more=unready,
             )
         },
+        "/metrics": {"get": _metrics()},
         "/v1/openapi.json": {
             "get": _operation("describe", "probes", "This document.", None, _READS),
         },
@@ -244,6 +245,16 @@ def _operation(
         }
     if open_:
         made["security"] = []
+    return made
+
+
+def _metrics() -> dict[str, Any]:
+    made = _operation(
+        *("metrics", "probes", "The fleet and this balancer in numbers, for Prometheus.", None),
+        (*_READS, "503"),
+    )
+    text = {"schema": {"type": "string"}}
+    made["responses"]["200"]["content"] = {metrics.TEXT: text, metrics.OPEN: text}
     return made
 
 

@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from lb.config_checks import did_you_mean
 from lb.control.answers import PoolInfo, exact_pool, known_pool
 from lb.control.problems import Problem, away
-from lb.errors import StoreUnavailable
+from lb.errors import StoreError, StoreUnavailable
+from lb.model import Snapshot
 from lb.service import Service
 from lb.settings import Settings
 from lb.state.registry import Registry
 from lb.state.store import connect, store_url
+from lb.state.survey import Survey, ask, known
 
 TIMEOUT = 0.5
 """Seconds for the store to answer one command."""
@@ -78,15 +80,28 @@ class Shared:
             )
         return known[name]
 
+    def survey(self, pause: Callable[[], None]) -> tuple[list[Survey], bool]:
+        """All pools in short, and whether that is exact, as the shared state has it; with many a `pause`."""
+        if self._in_use():
+            try:
+                with self.registry() as found:
+                    return ask(found, pause), True
+            except StoreError:
+                pass
+        return known(self._snapshots(), pause), False
+
     def _in_use(self) -> bool:
         service = self._service()
         return service is not None and not service.fleet.degraded
 
     def _known(self) -> dict[str, PoolInfo]:
+        return {one.pool: known_pool(one) for one in self._snapshots()}
+
+    def _snapshots(self) -> list[Snapshot]:
         service = self._service()
         if service is None:
             raise away(StoreUnavailable("this worker is starting"))
-        return {name: known_pool(claims.snapshot) for name, claims in sorted(service.fleet.claims.items())}
+        return [claims.snapshot for _, claims in sorted(service.fleet.claims.items())]
 
 
 def no_pool(pool: str, names: set[str]) -> Problem:

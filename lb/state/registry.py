@@ -29,7 +29,6 @@ BACKEND_NAME = re.compile(r"[^\s_][^\s]{0,254}\Z")
 """What a backend may be called: scripts keep names apart by white space, and begin their own with "_"."""
 
 _RECORD = struct.Struct("<ddddd")  # see redis/order.lua
-_NO_RECORD = (0.0, 0.0, 0.0, 0.0, -1.0)
 _BACKENDS = msgspec.json.Decoder(Backend)
 _SETTINGS = msgspec.json.Decoder(PoolSettings)
 
@@ -131,16 +130,15 @@ class Registry:
         snapshot = _snapshot(pool, state.get(b"_v"), state.get(b"_settings"), members)
         found = []
         for name, backend in sorted(snapshot.backends.items()):
-            record = state.get(name.encode())
-            in_flight, requests, *_ = _RECORD.unpack(record) if record else _NO_RECORD
+            in_flight, requests = counts(state.get(name.encode()))
             found.append(
                 BackendStatus(
                     id=name,
                     url=backend.url,
                     weight=backend.weight,
                     state=backend.state,
-                    in_flight=int(in_flight),
-                    requests=int(requests),
+                    in_flight=in_flight,
+                    requests=requests,
                     max_connections=backend.max_connections,
                     source=backend.source,
                     admin=backend.admin,
@@ -283,6 +281,14 @@ class Registry:
         """The server's time, seconds since the epoch."""
         seconds, microseconds = self.client.time()
         return seconds + microseconds / 1e6
+
+
+def counts(record: bytes | None) -> tuple[int, int]:
+    """Connections of a backend now, and requests ever; `record` stands under its name in its pool's state."""
+    if not record:
+        return 0, 0
+    in_flight, requests, *_ = _RECORD.unpack(record)
+    return int(in_flight), int(requests)
 
 
 def _puts(after: Snapshot, change: Change, was: Eligible, now: Eligible) -> list[Put]:

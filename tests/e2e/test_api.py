@@ -309,7 +309,7 @@ def judge(balancer: Balancer, folder: Path, *options: str, config: str = "") -> 
 def test_it_is_what_its_document_says(system: System, tmp_path: Path) -> None:
     """First with any names; then with those of a pool, a backend and a request that are there."""
     with locked(system) as (balancer, api):
-        assert "Tested: 13" in judge(balancer, tmp_path)
+        assert "Tested: 14" in judge(balancer, tmp_path)
         assert api("POST", LIST, {"url": "http://127.0.0.1:9", "id": "one"}).status in (200, 201)
         version = api.json("GET", LIST)["version"]
         get(balancer.port, "/asked")
