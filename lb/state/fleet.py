@@ -45,11 +45,14 @@ REAP_EVERY = 1.0
 class LinkLike(Protocol):
     """The connection for claims; see `lb.state.link` and `lb.state.threads`.
 
-    Whoever changes claims from outside the request path holds `lock`.
+    Whoever changes claims from outside the request path holds `lock`; `calls` is enough to let those in the
+    queue ask.
     """
 
     @property
     def lock(self) -> AbstractContextManager[Any]: ...
+    @property
+    def calls(self) -> AbstractContextManager[Any]: ...
     @property
     def up(self) -> bool: ...
     def connect(self, client: Any) -> None: ...
@@ -196,9 +199,9 @@ class Fleet:
     def _on_call(self, pool: str, message: bytes) -> None:
         """So many of those who wait here in the queue may have a slot."""
         claims = self.claims[pool]
-        with self._link.lock:
+        with self._link.calls:
             if claims.line is not None:
-                claims.line.ask(int(message))
+                claims.line.called_up(int(message))
 
     def _on_reconnected(self) -> None:
         self._stale.update(self.claims)

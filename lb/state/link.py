@@ -37,6 +37,7 @@ class Link:
 
     #: Nothing to lock: one greenlet at a time runs.
     lock: AbstractContextManager[Any] = nullcontext()
+    calls: AbstractContextManager[Any] = nullcontext()
 
     def __init__(self, loop: Any, on_down: Callable[[str], None]) -> None:
         self._loop = loop

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import islice
 from time import monotonic, perf_counter
 from typing import Any, Protocol
 
@@ -59,7 +60,9 @@ class Ticket:
     __slots__ = (
         "_rouse",
         "_until",
+        "again",
         "asking",
+        "called",
         "came",
         "deadline",
         "exclude",
@@ -88,8 +91,8 @@ class Ticket:
         self.number = number
         self.wish = marked(QUEUED, wish, number)
         self.exclude = exclude
-        #: Is a claim of it on its way?
-        self.asking = False
+        #: Is a claim of it on its way? Was it told meanwhile to ask?
+        self.asking = self.again = False
         #: Is there nobody left who could take it?
         self.hopeless = False
         self.over = False
@@ -97,6 +100,8 @@ class Ticket:
         self.fault: ProxyError | None = None
         self.came = monotonic()
         self.deadline = min(until, self.came + POLL)
+        #: What the thread waits on that waits for it, if it is one.
+        self.called: Any = None
         self.reader: Any = None
         self.writer: Any = None
         self._until = until
@@ -118,6 +123,9 @@ class Ticket:
             else:
                 self.line.drop(self)
             self._rouse(self)
+        elif self.again:  # what it was told may be news to the answer
+            self.again = False
+            self.line.poll(self)
 
     def expire(self) -> None:
         """Its time is over, or it is time to ask."""
@@ -258,6 +266,14 @@ class Queue:
                 self._vain = NEVER
 
     # What the claims call.
+
+    def called_up(self, most: int) -> None:
+        """The store says that so many may have a slot. It may have answered one of them before that, in vain,
+        and the answer is still on its way.
+        """
+        for ticket in islice(self._tickets.values(), most):
+            ticket.again = ticket.asking
+        self.ask(most)
 
     def ask(self, most: int | None = None) -> None:
         """Let the oldest ask, so many, and all that are retries; None: let all ask."""

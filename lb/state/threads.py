@@ -1,7 +1,6 @@
-"""The shared state for worker classes whose requests run in threads: the same claims, one at a time.
+"""The shared state for worker classes whose requests run in threads: the same claims and the same queue.
 
-Correct rather than fast: a claim is one call to the store under a lock, which also carries what
-was released since the last one.
+Correct rather than fast: who claims calls the store and waits, see `lb.state.threadlink`.
 """
 
 from __future__ import annotations
@@ -9,101 +8,30 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any
-
-import redis
 
 from lb.algorithms.base import Request
-from lb.errors import StoreUnavailable
 from lb.model import Backend
 from lb.state.claims import Claims
 from lb.state.link import STALL
-from lb.state.queue import POLL, Queue, Ticket, Waits
-from lb.state.scripts import LINKED
+from lb.state.queue import Queue, Ticket, Waits
 from lb.state.seen import Seen
-from lb.state.wishes import Waiter
+from lb.state.threadlink import ThreadLink, wake_thread
 
 
 class _Box:
-    """Stands in for a greenlet: takes the pick."""
+    """Stands in for a greenlet: takes the pick, and wakes the one thread that waits for it."""
 
-    __slots__ = ("_lock", "pick", "taken")
+    __slots__ = ("called", "pick", "taken")
 
-    def __init__(self, lock: threading.Condition) -> None:
+    def __init__(self, books: threading.RLock) -> None:
         self.pick: Backend | None = None
         self.taken = False
-        self._lock = lock
+        self.called = threading.Condition(books)
 
     def switch(self, pick: Backend | None, /) -> None:
         self.pick = pick
         self.taken = True
-        self._lock.notify_all()
-
-
-class ThreadLink:
-    """Carries one batch at a time; whoever claims does the waiting."""
-
-    def __init__(self, on_down: Callable[[str], None]) -> None:
-        self.lock = threading.Condition(threading.RLock())
-        self._on_down = on_down
-        self._connection: Any = None
-
-    @property
-    def up(self) -> bool:
-        """Is there a connection?"""
-        return self._connection is not None
-
-    def connect(self, client: redis.Redis) -> None:
-        """Open the connection. Raises StoreUnavailable."""
-        self.close()
-        options = {**client.connection_pool.connection_kwargs, "socket_timeout": STALL}
-        connection = client.connection_pool.connection_class(**options)
-        try:
-            connection.connect()
-            for script in LINKED:
-                connection.send_command("SCRIPT", "LOAD", script)
-                connection.read_response()
-        except (redis.RedisError, OSError) as exc:
-            connection.disconnect()
-            raise StoreUnavailable(str(exc)) from None
-        with self.lock:
-            self._connection = connection
-
-    def close(self) -> None:
-        """Drop the connection, if there is one."""
-        with self.lock:
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                connection.disconnect()
-
-    def schedule(self, claims: Claims) -> None:
-        """Whoever claims sends the batch itself, or one of those who wait in the queue."""
-        with self.lock:
-            self.lock.notify()
-
-    def release_soon(self, claims: Claims) -> None:
-        """Send releases now: there may be no claim for long."""
-        self.exchange(claims)
-
-    def wake(self, waiter: Waiter, pick: Backend | None) -> None:
-        """Give `waiter` its pick."""
-        waiter.switch(pick)
-
-    def exchange(self, claims: Claims) -> None:
-        """Send one batch and take its answer."""
-        command = claims.batch()
-        if command is None:
-            return
-        try:
-            if self._connection is None:
-                raise StoreUnavailable("not connected")
-            self._connection.send_command(*command)
-            answer = self._connection.read_response()
-        except (redis.RedisError, OSError, StoreUnavailable) as exc:
-            self.close()
-            self._on_down(str(exc))
-            return
-        claims.settle(answer)
+        self.called.notify()
 
 
 class ThreadClaims:
@@ -127,12 +55,12 @@ class ThreadClaims:
 
     def canary_is_next(self) -> bool:
         """Is the next request one for the algorithm that is tried out?"""
-        with self._link.lock:
+        with self._link.books:
             return self._claims.choice.canary_is_next()
 
     def tally(self, canary: bool, ok: bool, took: float) -> None:
         """What became of a request."""
-        with self._link.lock:
+        with self._link.books:
             self._claims.choice.tally(canary, ok, took)
 
     def claim(
@@ -143,14 +71,14 @@ class ThreadClaims:
         own: str = "",
     ) -> Backend | None:
         """A backend that is not in `exclude`, `own` if it can; None when none may take a request."""
-        box = _Box(self._link.lock)
-        with self._link.lock:
+        box = _Box(self._link.books)
+        with self._link.books:
             return self._claims.claim(box, self._waiting(box), exclude, request, canary, own)
 
     def probe(self, name: str, request: Request | None, canary: bool, own: str) -> Backend | None:
         """`name`, which is ejected, if this request may probe it; else as `claim`."""
-        box = _Box(self._link.lock)
-        with self._link.lock:
+        box = _Box(self._link.books)
+        with self._link.books:
             wish = self._claims.choice.wish((), request, canary, own)
             return self._claims.probe(box, self._waiting(box), name, wish)
 
@@ -162,14 +90,14 @@ class ThreadClaims:
         own: str = "",
     ) -> tuple[Backend | None, Seen]:
         """The same, with what it was decided on."""
-        box = _Box(self._link.lock)
-        with self._link.lock:
+        box = _Box(self._link.books)
+        with self._link.books:
             explain = self._claims.explainer.explain
             return explain(box, self._waiting(box), exclude, request, canary, own)
 
     def seen(self, pick: str, exclude: Sequence[str], canary: bool, own: str) -> Seen:
         """What can be said afterwards of a claim that got `pick`."""
-        with self._link.lock:
+        with self._link.books:
             return self._claims.explainer.seen(pick, exclude, canary, own)
 
     def algorithm(self, canary: bool) -> tuple[str, int]:
@@ -177,21 +105,34 @@ class ThreadClaims:
         return self._claims.explainer.algorithm(canary)
 
     def _waiting(self, box: _Box) -> Callable[[], Backend | None]:
-        claims, lock = self._claims, self._link.lock
+        claims, link = self._claims, self._link
 
         def wait() -> Backend | None:
             until = monotonic() + STALL
             while not box.taken:
-                if claims.ready and claims.waiting:
-                    self._link.exchange(claims)
-                elif monotonic() >= until:
-                    claims.fail()
-                else:  # until the lease is opened anew, or the snapshot has the backend that was picked
-                    lock.wait(STALL / 10)
+                if claims.queued:
+                    if not link.flush_within():
+                        box.called.wait(STALL)
+                    until = monotonic() + STALL
+                elif (left := until - monotonic()) > 0:
+                    # until the lease is opened anew, or the snapshot has the backend that was picked
+                    box.called.wait(left)
+                else:
+                    self._give_up(box)
             box.taken = False  # a claim may have to ask twice
             return box.pick
 
         return wait
+
+    def _give_up(self, box: _Box) -> None:
+        """Nothing came: do without the store. Not during a call, nor while it has something to say."""
+        self._link.books.release()
+        try:
+            with self._link.lock:
+                if not (box.taken or self._claims.queued):
+                    self._claims.fail()
+        finally:
+            self._link.books.acquire()
 
     def wait(
         self,
@@ -202,34 +143,33 @@ class ThreadClaims:
         entry: Waits,
     ) -> Backend | None:
         """Wait for a backend when `claim` found none, see `Queue.wait`; `entry` is told how long."""
-        with self._link.lock:
-            try:
-                return self._queue.wait(exclude, request, canary, own, entry, self._block, self._rouse)
-            finally:
-                self._link.exchange(self._claims)  # who gave up says so
+        try:
+            with self._link.books:
+                return self._queue.wait(exclude, request, canary, own, entry, self._block, wake_thread)
+        finally:
+            self._link.flush()  # who gave up says so
 
     def _block(self, ticket: Ticket) -> None:
-        claims, lock = self._claims, self._link.lock
+        ticket.called = called = threading.Condition(self._link.books)
         while not ticket.over:
-            if claims.ready and claims.waiting:
-                self._link.exchange(claims)
-            elif ticket.deadline <= monotonic():
-                ticket.expire()
+            if self._claims.queued and self._link.flush_within():
+                continue
+            if (left := ticket.deadline - monotonic()) > 0:
+                called.wait(left)
             else:
-                lock.wait(min(POLL, ticket.deadline - monotonic()))
-
-    def _rouse(self, ticket: Ticket) -> None:
-        self._link.lock.notify_all()
+                ticket.expire()
 
     def release(self, name: str, took: float = -1.0) -> None:
         """Give back what a claim took; `took`: seconds until the answer."""
-        with self._link.lock:
+        with self._link.books:
             self._claims.release(name, took)
+        self._link.flush()
 
     def blame(self, name: str, took: float, outcome: int) -> None:
         """The same, and what became of the request."""
-        with self._link.lock:
+        with self._link.books:
             self._claims.blame(name, took, outcome)
+        self._link.flush()
 
 
 class ThreadRuntime:

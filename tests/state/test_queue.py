@@ -92,6 +92,21 @@ def test_a_release_and_who_gets_the_slot_are_one_call(window: Window, pool: Pool
     assert pool.in_flight() == window.claims.held == {NAMES[0]: 1}
 
 
+def test_a_call_that_overtakes_an_answer(window: Window) -> None:
+    """The answer is from before there was room; the call, on another connection, from after that."""
+
+    def step(ticket: Ticket) -> None:
+        command = window.claims.batch()
+        assert command is not None
+        answer = window.client.execute_command(*command)  # type: ignore[no-untyped-call]
+        window.registry.change("p", decide.update(NAMES[0], max_connections=2))
+        window.line.called_up(1)
+        window.claims.settle(answer)
+        window.turn()
+
+    assert window.wait(step) == NAMES[0]
+
+
 def test_who_comes_while_others_wait_asks_nobody(window: Window) -> None:
     def step(ticket: Ticket) -> None:
         window.turn()

@@ -8,18 +8,21 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pytest
 import redis
 
-from lb.model import Snapshot
+from lb.model import QueuePolicy, Snapshot
 from lb.settings import BackendSpec, PoolConfig
 from lb.state import decide
 from lb.state.claims import Claims
+from lb.state.fleet import Fleet
 from lb.state.keys import PoolKeys
 from lb.state.lease import WorkerLease
 from lb.state.link import STALL
 from lb.state.registry import Registry
+from lb.state.store import connect
 from lb.state.threads import ThreadRuntime, flush_log_forever
 from tests.state.pool import Pool
 from tests.state.servers import Server
@@ -235,6 +238,94 @@ def test_nobody_waits_for_ever_for_a_lease(desk: Desk, pool: Pool) -> None:
     assert time.monotonic() - began < STALL + 0.5
     desk.open()
     assert pool.in_flight() == desk.claims.held
+
+
+POOLS = ("p", "q")
+
+
+class Site:
+    """Two workers of a fleet with two pools, of one slot each. Nobody in the queue asks by himself."""
+
+    def __init__(self, url: str) -> None:
+        specs = tuple(BackendSpec(f"http://{name}", max_connections=1) for name in NAMES[:1])
+        config = PoolConfig(backends=specs, queue=QueuePolicy(size=100, timeout=60))
+        with connect(url) as client:
+            for pool in POOLS:
+                Registry(client).change(pool, decide.declare(config))
+        self.fleets = [Fleet(url, dict.fromkeys(POOLS, config), worker, ThreadRuntime()) for worker in "vw"]
+        for fleet in self.fleets:
+            fleet.start()
+        eventually(lambda: all(self._listens(fleet) for fleet in self.fleets), "them to listen")
+
+    @staticmethod
+    def _listens(fleet: Fleet) -> bool:
+        return bool(fleet._listener.connected)
+
+    def request(self, worker: int, pool: str) -> None:
+        """Get a slot, however long that takes."""
+        source = self.fleets[worker].claims_of(pool)
+        assert (source.claim() or source.wait((), None, False, "", Waited())) is not None
+
+    def release(self, worker: int, pool: str) -> None:
+        self.fleets[worker].claims_of(pool).release(NAMES[0])
+
+
+@dataclass
+class Waited:
+    """What the access log is told."""
+
+    queued: float = 0.0
+
+
+@pytest.fixture
+def site(store_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setattr("lb.state.queue.POLL", 60.0)
+    made = Site(store_url)
+    yield made
+    for fleet in made.fleets:
+        fleet.stop()
+
+
+def test_a_call_wakes_one_whom_it_is_about(site: Site, registry: Registry) -> None:
+    """Not one who waits for another pool, and would not send it."""
+    for pool in POOLS:
+        site.request(0, pool)
+    threads = []
+    for number, pool in enumerate(("q", "q", "p", "q")):
+        threads.append(threading.Thread(target=site.request, args=(1, pool), daemon=True))
+        threads[-1].start()
+        eventually(
+            lambda: sum(registry.pool_status(each).queued for each in POOLS) == number + 1,
+            "it to wait",
+        )
+    site.release(0, "p")
+    threads[2].join(20)
+    assert [thread.is_alive() for thread in threads] == [True, True, False, True]
+    site.release(1, "p")
+    for worker, thread in ((0, threads[0]), (1, threads[1]), (1, threads[3])):
+        site.release(worker, "q")
+        thread.join(20)
+        assert not thread.is_alive()
+    site.release(1, "q")
+
+
+def test_no_call_is_lost_in_the_crowd(site: Site, registry: Registry) -> None:
+    most = Counter[str]()
+    running = Counter[str]()
+
+    def client(number: int) -> None:
+        worker, pool = number % 2, POOLS[number // 2 % 2]
+        for _ in range(25):
+            site.request(worker, pool)
+            running[pool] += 1
+            most[pool] = max(most[pool], running[pool])
+            running[pool] -= 1
+            site.release(worker, pool)
+
+    numbers = iter(range(24))
+    at_once(24, lambda: client(next(numbers)))
+    assert most == dict.fromkeys(POOLS, 1)
+    assert [registry.pool_status(pool).queued for pool in POOLS] == [0, 0]
 
 
 def test_what_is_spawned_does_not_keep_the_process_alive() -> None:
