@@ -137,15 +137,16 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "limits.requests",
         "LB_LIMIT_REQUESTS",
-        "requests that one worker has under way; beyond that they are answered 503 (not under `gthread`)",
+        "requests that one worker has under way (under `gthread` those that have a thread); beyond that they "
+        "are answered 503",
         low=1,
         high=1_000_000,
     ),
     Setting(
         "limits.memory",
         "LB_LIMIT_MEMORY",
-        "resident memory of one worker beyond which requests are answered 503, and idle connections closed; "
-        "0: any (not under `gthread`)",
+        "resident memory of one worker beyond which requests are answered 503, and idle connections closed "
+        "(not under `gthread`); 0: any",
         "bytes",
         0,
         1 << 50,
@@ -153,8 +154,8 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "limits.delay",
         "LB_LIMIT_DELAY",
-        "how late the event loop of a worker may be, or how long a connection may wait to be accepted, for a "
-        "second on end, before some requests are answered 503; 0: any (not under `gthread`)",
+        "how late the event loop of a worker may be, or how long a connection may wait to be accepted (under "
+        "`gthread` for a thread), for a second on end, before some requests are answered 503; 0: any",
         "s",
         0,
         DAY,

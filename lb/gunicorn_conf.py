@@ -67,6 +67,7 @@ def post_worker_init(worker: Any) -> None:
     if isinstance(worker, Worker):
         return
     from lb import app
+    from lb.admission import Admission
     from lb.overload import Resident
     from lb.state.threads import ThreadRuntime, flush_log_forever
 
@@ -74,19 +75,22 @@ def post_worker_init(worker: Any) -> None:
         context.set_alpn_protocols(["http/1.1"])
     service = boot.service(ThreadRuntime(), None)
     service.kinds_of([sock.getsockname() for sock in worker.sockets])
-    service.vitals.measure(lambda: _load(worker), Resident().read)
+    gate = Admission(worker.wsgi, service)
+    service.vitals.measure(lambda: _load(worker, gate.refused), Resident().read)
     app.install(service)
     service.start()
+    worker.wsgi = gate
+    gate.watch(worker)
     flush_log_forever(service.log.flush)
     master.say_ready(worker)  # it accepts in the next moment
 
 
-def _load(worker: Any) -> Load:
+def _load(worker: Any, refused: int) -> Load:
     """What gunicorn's worker with threads has to do: connections it waits for are in one of two queues."""
     from lb.vitals import Load
 
     waiting = len(worker.keepalived_conns) + len(worker.pending_conns)
-    return Load(worker.nr_conns, max(worker.nr_conns - waiting, 0))
+    return Load(worker.nr_conns, max(worker.nr_conns - waiting, 0), refused)
 
 
 def worker_exit(server: Any, worker: Any) -> None:

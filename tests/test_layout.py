@@ -80,6 +80,7 @@ GROUPS = {
     "control": "control",
     "server": "worker",
     "overload": "worker",
+    "admission": "worker",
     "worker": "worker",
     "boot": "worker",
     "master": "worker",

@@ -20,6 +20,7 @@ from tests.support.processes import System
 from tests.support.run import eventually
 from tests.support.serving import Serving
 
+KINDS = ["gevent", "gthread"]
 SERVICE = 0.2
 """Seconds that the backend takes for a request."""
 SLOTS = 8
@@ -78,9 +79,32 @@ def test_goodput_when_the_worker_itself_is_too_slow() -> None:
     assert found[503] > found[0]
 
 
-def test_a_ceiling_of_requests(system: System) -> None:
+@pytest.mark.slow
+def test_goodput_when_threads_are_too_few(system: System) -> None:
+    """Each of four threads is kept for 200 ms by a request; three times as many come."""
+    backend = system.plain_backend(delay=SERVICE)
+    balancer = system.balancer(
+        backends=backend.url, worker="gthread", options=("--threads", "4"), env={"LB_LIMIT_DELAY": "0.4"}
+    )
+    before, seconds, capacity = 5.0, 6.0, 4 / SERVICE
+    served: list[int] = []
+    threading.Timer(before, lambda: served.append(backend.counts()["/"])).start()
+    load = OpenLoad(balancer.port, 3 * capacity, before + seconds, PATIENCE).run()
+    served.append(backend.counts()["/"])
+    found = load.since(before)
+    assert set(found) <= {200, 503, 0}
+    assert found[200] >= 0.8 * (served[1] - served[0])  # what the backend did was not in vain
+    assert found[200] >= 0.3 * capacity * seconds
+    assert found[503] > found[0]
+    assert {entry["code"] for entry in balancer.log if entry["status"] == 503} == {"overloaded"}
+    assert "overloaded: more than 0.4 s late" in balancer.process.err
+    balancer.idle()
+
+
+@pytest.mark.parametrize("worker", KINDS)
+def test_a_ceiling_of_requests(system: System, worker: str) -> None:
     with Backend(stall) as backend, contextlib.ExitStack() as stack:
-        balancer = system.balancer(backends=backend.url, env={"LB_LIMIT_REQUESTS": "5"})
+        balancer = system.balancer(backends=backend.url, worker=worker, env={"LB_LIMIT_REQUESTS": "5"})
         clients = [stack.enter_context(Client(balancer.port)) for _ in range(5)]
         for client in clients:
             client.send(request("GET", "/held"))
@@ -101,8 +125,11 @@ def test_a_ceiling_of_requests(system: System) -> None:
         balancer.idle()
 
 
-def test_a_ceiling_of_memory(system: System) -> None:
-    """It is below what a worker needs, so that there is nothing to wait for."""
+@pytest.mark.parametrize("worker", KINDS)
+def test_a_ceiling_of_memory(system: System, worker: str) -> None:
+    """It is below what a worker needs, so that there is nothing to wait for. Under gthread idle connections
+    stay open.
+    """
 
     def slow(peer: Peer) -> None:
         while peer.read_request() is not None:
@@ -110,14 +137,15 @@ def test_a_ceiling_of_memory(system: System) -> None:
             peer.send(ok())
 
     with Backend(slow) as backend:
-        balancer = system.balancer(backends=backend.url, env={"LB_LIMIT_MEMORY": "1000000"})
+        balancer = system.balancer(backends=backend.url, worker=worker, env={"LB_LIMIT_MEMORY": "1000000"})
         with Client(balancer.port) as one, Client(balancer.port) as idle:
             one.send(request("GET", "/alone"))
             eventually(lambda: backend.requests, "it to be under way")
             assert get(balancer.port).status == 503
-            assert idle.at_end()
+            assert worker == "gthread" or idle.at_end()
             assert balancer.readyz()["status"] == "ready"
             backend.may_go_on.release()
             assert one.read_answer().status == 200
-        assert "overloaded: more than 0.9537 MiB of memory" in balancer.process.err
+        said = "overloaded: more than 0.9537 MiB of memory"
+        eventually(lambda: said in balancer.process.err, "the log to say so")
         balancer.idle()
