@@ -19,7 +19,7 @@ from lb.accesslog import Entry
 from lb.errors import Overloaded
 from lb.overload import LOOK, Overload, Resident, give_back
 from lb.service import Service
-from lb.wsgi import StartResponse, listener, problem, raw_target
+from lb.wsgi import StartResponse, listener, problem
 
 _LOG = logging.getLogger("lb")
 
@@ -116,7 +116,7 @@ class Admission:
     ) -> Iterable[bytes]:
         started, service = perf_counter(), self._service
         host, client = environ.get("HTTP_HOST", ""), environ.get("REMOTE_ADDR", "")
-        method, target = environ["REQUEST_METHOD"], raw_target(environ)
+        method, target = environ["REQUEST_METHOD"], str(environ.get("RAW_URI") or environ["PATH_INFO"])
         entry = Entry(time(), service.next_id(), client, method, host, target, fault.status, code=fault.code)
         answer = problem(fault, environ, start_response, entry.id)
         entry.duration = perf_counter() - started

@@ -41,13 +41,14 @@ def application(environ: dict[str, Any], start_response: StartResponse) -> Itera
     if listener(environ, service.control_addresses) != "data":
         return service.control(environ, start_response)
     host, client = environ.get("HTTP_HOST", ""), environ.get("REMOTE_ADDR", "")
-    entry = Entry(time(), service.next_id(), client, environ["REQUEST_METHOD"], host, raw_target(environ))
+    entry = Entry(time(), service.next_id(), client, environ["REQUEST_METHOD"], host, "")
     forwarding = service.forwarding
     if not forwarding.plain:
         fields = raw_fields(environ)
         entry.client = forwarding.client(client, fields)
         entry.id = forwarding.request_id(client, fields) or entry.id
     try:
+        entry.target = raw_target(environ)
         route = service.router.only or service.router.match(host, environ["PATH_INFO"])
         if route is None:
             raise NoPool(f"no route for {host}{environ['PATH_INFO']}")
@@ -86,6 +87,7 @@ def application(environ: dict[str, Any], start_response: StartResponse) -> Itera
                 entry, head, body, started, interim, upgrade, own, home
             )
     except ProxyError as exc:
+        entry.target = entry.target or str(environ.get("RAW_URI", ""))  # one that is not to be read
         entry.status, entry.code, entry.duration = exc.status, exc.code, perf_counter() - started
         service.log.add(entry)
         return problem(exc, environ, start_response, entry.id, service.about(entry))

@@ -175,6 +175,14 @@ def test_an_upload_arrives_as_it_is_sent(site: Site) -> None:
     assert got == [b"one", b"more"]
 
 
+@pytest.mark.parametrize("target", ["odd", "ftp://t.example/", "http:///"])
+def test_a_target_that_is_none(site: Site, target: str) -> None:
+    with site.client() as client:
+        client.send(request("GET", target))
+        answer = client.read_answer()
+    assert answer.status == 400
+
+
 def test_expect_continue(site: Site) -> None:
     """A client may wait for this before it sends its body: the backend is asked, nobody else can know."""
 
