@@ -156,7 +156,7 @@ class OutlierPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     time). It takes `consecutive_failures` in a row (0: any number), or, among at least `min_requests` of a
     `window`, a share of successes below `success_rate` (0: never). The n-th ejection in a row lasts n times
     `base_ejection_time`, at most `max_ejection_time`; at most `max_ejected`, a share of the pool, are
-    ejected.
+    ejected, and nobody while no other one does better.
     """
 
     enabled: bool = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
+from random import sample
 from time import time
 
 from lb.model import Snapshot
@@ -55,6 +56,8 @@ class Ejections:
     def _commit(self, claims: Claims, event: Event, registry: Registry | None) -> None:
         made = NOTHING
         decider = _decider(event, _now(registry))
+        if event.what == "outlier" and not _another_does_better(claims, event.name, registry):
+            return
 
         def decision(snapshot: Snapshot) -> Change:
             nonlocal made
@@ -69,6 +72,18 @@ class Ejections:
         if not made.empty:
             self._take(claims, after)
             _say(claims.keys.pool, event, after, alone=registry is None)
+
+
+def _another_does_better(claims: Claims, name: str, registry: Registry | None) -> bool:
+    """Is somebody there whose last request went well? Who has had none counts as well."""
+    found = outlier.others(claims.snapshot, name)
+    found = sample(found, min(len(found), outlier.OTHERS))
+    if registry is None:
+        failing = claims.guard.failing(found, time())
+    else:
+        within = outlier.LATELY * claims.snapshot.settings.outlier.window
+        failing = registry.failing(claims.keys.pool, found, within)
+    return len(failing) < len(found)
 
 
 def _now(registry: Registry | None) -> float:

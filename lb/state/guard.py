@@ -8,14 +8,14 @@ this worker counts for itself. Outliers, and what became of probing requests, ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import monotonic, time
 from typing import Any, Literal, NamedTuple
 
 from lb.errors import BadResponse, ResponseTimeout, UpstreamClosed, UpstreamError
 from lb.model import Snapshot
 from lb.state.keys import PoolKeys
-from lb.state.outlier import Counts, may_eject, why
+from lb.state.outlier import LATELY, Counts, may_eject, why
 from lb.state.scripts import OUTLIER_SHA, PROBE_SHA
 
 FINE, FAILED, VOID = 0, 1, 2
@@ -159,6 +159,11 @@ class Guard:
         return (*head, name, repr(until), version, str(self.permit), wish, epoch)
 
     # What the fleet calls.
+
+    def failing(self, names: Iterable[str], now: float) -> set[str]:
+        """Of `names` those whose last request failed lately, by what this worker counts while alone."""
+        counts, within = self._counts, LATELY * self._policy.window
+        return {name for name in names if name in counts and counts[name].failing(now, within)}
 
     def arm(self, names: tuple[str, ...]) -> None:
         """These wait for their probing request."""

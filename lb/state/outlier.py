@@ -15,21 +15,30 @@ import msgspec
 from lb.model import Backend, Breaker, OutlierPolicy, Snapshot
 from lb.state.decide import NOTHING, Change, Decider
 
+LATELY = 2.0
+"""Windows for which it counts that a backend's last request failed: the next window begins with a failure."""
+
+OTHERS = 16
+"""So many others are looked at, drawn by chance, for one that does better."""
+
 
 class Counts:
     """What became of the requests to one backend, as one worker saw it; the rules are those of
     `redis/outlier.lua`.
     """
 
-    __slots__ = ("_all", "_began", "_failed", "_row")
+    __slots__ = ("_all", "_began", "_failed", "_last", "_row")
 
     def __init__(self) -> None:
         self._row = self._all = self._failed = 0
         self._began = 0.0
+        #: When the last request failed; 0: it did not.
+        self._last = 0.0
 
     def add(self, failed: bool, policy: OutlierPolicy, now: float) -> str:
         """Count one request; returns why it makes the backend an outlier, "" if it does not."""
         self._row = self._row + 1 if failed else 0
+        self._last = now if failed else 0.0
         if self._all and not 0 <= now - self._began < policy.window:
             self._all = self._failed = 0
         if failed or self._all:
@@ -43,8 +52,12 @@ class Counts:
         in_row = 0 < policy.consecutive_failures <= row
         if not in_row and (among < policy.min_requests or (among - failures) / among >= policy.success_rate):
             return ""
-        self.__init__()  # type: ignore[misc]
+        self._row = self._all = self._failed = 0
         return why(row, 0) if in_row else why(failures, among)
+
+    def failing(self, now: float, within: float) -> bool:
+        """Did the last request fail, and less than `within` seconds ago?"""
+        return self._last > 0.0 and 0 <= now - self._last < within
 
 
 def why(failures: int, among: int) -> str:
@@ -72,6 +85,13 @@ def may_eject(snapshot: Snapshot, name: str) -> bool:
     if out + 1 > policy.max_ejected * len(meant) + 1e-9:
         return False
     return any(one.available and one.id != name for one in meant)
+
+
+def others(snapshot: Snapshot, name: str) -> list[str]:
+    """Who would serve what `name` does not. It is ejected only if one of them does better, or all would fail
+    with less to serve them: nobody is better than a maintenance page that all of them answer with.
+    """
+    return [one.id for one in snapshot.backends.values() if one.available and one.id != name]
 
 
 def eject(name: str, reason: str, now: float) -> Decider:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import msgspec
@@ -29,6 +29,7 @@ BACKEND_NAME = re.compile(r"[^\s_][^\s]{0,254}\Z")
 """What a backend may be called: scripts keep names apart by white space, and begin their own with "_"."""
 
 _RECORD = struct.Struct("<ddddd")  # see redis/order.lua
+_OUTLIER = struct.Struct("<dddddddddd")
 _BACKENDS = msgspec.json.Decoder(Backend)
 _SETTINGS = msgspec.json.Decoder(PoolSettings)
 
@@ -154,6 +155,26 @@ class Registry:
         trials, mode = _trials(settings, trial), eligible(snapshot).mode
         queued = int(state.get(b"_w", 0))
         return PoolStatus(pool, snapshot.version, settings, tuple(found), trials, mode, queued)
+
+    def failing(self, pool: str, names: Sequence[str], within: float) -> set[str]:
+        """Of `names` those whose last request failed, at most about `within` seconds ago."""
+        fields = [name.encode() for name in names] + [b"_o" + name.encode() for name in names]
+        if not fields:
+            return set()
+        with self.client.pipeline(transaction=True) as pipe:
+            pipe.time()
+            pipe.hmget(PoolKeys(pool).state, fields)
+            (seconds, microseconds), found = pipe.execute()
+        now, failing = seconds + microseconds / 1e6, set()
+        for name, record, seen in zip(names, found, found[len(names) :], strict=False):
+            if record and seen:
+                in_flight, requests, *_ = _RECORD.unpack(record)
+                row, bad, voids, good, began, _, _, told, *_ = _OUTLIER.unpack(seen)
+                # Counts begin anew when somebody is told of an outlier: that says no less.
+                recent = 0 <= now - max(began, told) < within
+                if recent and requests - in_flight - bad - voids == good and (row or told >= began):
+                    failing.add(name)
+        return failing
 
     def report(self, pool: str, backend: str, report: Report) -> float:
         """Take what a backend reports of itself; returns the smoothed share of its weight that it can bear.

@@ -171,6 +171,21 @@ def test_the_last_one_is_never_ejected(system: System) -> None:
     assert get(balancer.port).status == 200
 
 
+@pytest.mark.parametrize("worker", KINDS)
+def test_nobody_is_ejected_while_all_answer_503(system: System, worker: str) -> None:
+    fleet = Fleet(system, worker)
+    fleet.bad.fault("503")
+    fleet.good.fault("503")
+    ports = [one.port for one in fleet.balancers]
+    with Load(ports, 16, wanted=503, pause=0.02).running() as load:
+        load.more(600)
+        assert fleet.said("is ejected") == 0
+        assert min(served(fleet.bad), served(fleet.good)) > 200
+        fleet.good.fault("")
+        eventually(lambda: fleet.status().state == "ejected", "the other one to be ejected")
+    assert fleet.said("is ejected") == 1
+
+
 def test_it_is_off_unless_it_is_switched_on_and_ended_by_hand(system: System) -> None:
     bad, good = system.plain_backend(), system.plain_backend()
     env = {"LB_OUTLIER_ENABLED": "true"}

@@ -14,9 +14,10 @@ from lb.state import decide
 from lb.state.claims import Claims
 from lb.state.decide import Change
 from lb.state.ejections import Ejections
-from lb.state.guard import Event
+from lb.state.guard import FAILED, FINE, Event, call_keys
 from lb.state.keys import PoolKeys
 from lb.state.registry import Registry
+from lb.state.scripts import CLAIM_SHA, LINKED
 from tests.support.run import eventually
 
 OUT = Event("a:80", "outlier", reason="5 failures in a row")
@@ -123,6 +124,50 @@ def test_alone_by_the_same_rules(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.records[0].getMessage() == (
         "pool p: a:80 is ejected for 0.001 s: 5 failures in a row (on this worker's own view)"
     )
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_nobody_is_ejected_while_nobody_does_better(
+    registry: Registry, workers: Callable[..., tuple[Worker, Worker]], alone: bool
+) -> None:
+    worker, _ = workers()
+    store = None if alone else registry
+    requests = Requests(worker, registry, alone)
+    for name in ("a:80", "b:80", "c:80"):
+        requests.end(name, 5, failed=True)
+    assert set(worker.look(store).values()) == {"unknown"}
+    assert set(worker.look(store, OUT).values()) == {"unknown"}
+    requests.end("c:80", 1, failed=False)
+    assert worker.look(store, OUT)["a:80"] == "ejected"
+
+
+class Requests:
+    """What ends well or not, as the store counts it, or the worker while it is alone."""
+
+    def __init__(self, worker: Worker, registry: Registry, alone: bool) -> None:
+        self.worker = worker
+        self.client = registry.client
+        self.alone = alone
+        self.keys = call_keys(worker.claims.keys, "w")
+        worker.claims.guard.store_is(away=alone)
+        worker.claims.guard._tell = lambda event: None
+        if not alone:
+            for script in LINKED:
+                self.client.script_load(script)
+            registry.scripts.lease(worker.claims.keys, "w", "e", {})
+
+    def end(self, name: str, count: int, failed: bool) -> None:
+        guard = self.worker.claims.guard
+        if not self.alone:
+            rules = [f"f\t{name}\t"] * count
+            self.client.evalsha(CLAIM_SHA, len(self.keys), *self.keys, "e", count, 0, "", *rules)
+        for _ in range(count):
+            guard.note(name, FAILED if failed else FINE)
+        if not self.alone and failed:
+            _, sha, *rest = guard.report(self.keys, "e", 1)
+            self.client.evalsha(sha, int(str(rest[0])), *rest[1:], name, count)  # type: ignore[arg-type]
+        elif not self.alone:
+            self.client.evalsha(CLAIM_SHA, len(self.keys), *self.keys, "e", 0, 1, "", name, count)
 
 
 def test_what_is_told_of_what_is_gone_does_nothing(client: redis.Redis, registry: Registry) -> None:

@@ -78,6 +78,18 @@ def test_counts_begin_anew_after_a_verdict_and_with_each_window() -> None:
     assert add(counts, "x", now=19.9) == "8 of 10 requests failed"
 
 
+def test_who_failed_last_and_lately() -> None:
+    counts = Counts()
+    assert not counts.failing(1.0, 20.0)
+    add(counts, "x", now=1.0)
+    assert counts.failing(1.0, 20.0)
+    add(counts, ".", now=2.0)
+    assert not counts.failing(2.0, 20.0)
+    assert add(counts, "xxxxx", now=3.0)  # its numbers begin anew, what it did last does not
+    assert counts.failing(22.9, 20.0)
+    assert not counts.failing(23.0, 20.0)
+
+
 def test_triggers_can_be_switched_off() -> None:
     never = OutlierPolicy(enabled=True, consecutive_failures=0, success_rate=0.0)
     assert add(Counts(), "x" * 500, policy=never) == ""
@@ -163,6 +175,12 @@ def test_who_waits_for_a_probe() -> None:
     snapshot = changed(changed(snapshot, "b1", health="down"), "b2", admin="drain")
     assert due(snapshot, 129.9) == ()
     assert due(snapshot, 130.0) == ("b0",)
+
+
+def test_others_are_those_who_would_serve() -> None:
+    snapshot = changed(changed(pool(5), "b1", admin="drain"), "b2", health="down")
+    snapshot = after(snapshot, outlier.eject("b3", "", 1.0))
+    assert outlier.others(snapshot, "b0") == ["b4"]
 
 
 # And all the rest that is known of backends.

@@ -123,6 +123,30 @@ def test_a_success_anywhere_ends_a_row(fleet: Fleet) -> None:
     assert fleet.requests("a", "x", "w2") == [("a", 5, 0)]
 
 
+def test_whose_last_request_failed(fleet: Fleet, registry: Registry) -> None:
+    """As is asked before another one is ejected."""
+
+    def failing() -> set[str]:
+        return registry.failing("p", ["a", "b", "unknown"], 20.0)
+
+    assert failing() == registry.failing("p", [], 20.0) == set()
+    fleet.requests("a", "..x")
+    assert failing() == {"a"}
+    fleet.claim("a")  # one that is under way says nothing yet
+    assert failing() == {"a"}
+    fleet.pool.release("a")
+    assert failing() == set()
+    assert fleet.requests("a", "xxxxx")  # its counts begin anew with that
+    assert failing() == {"a"}
+    fleet.requests("a", "o")
+    fleet.requests("b", "x")
+    assert "b" in failing()
+    fleet.earlier("b", 20.0)
+    assert "b" not in failing()
+    fleet.requests("a", "xx.o")
+    assert failing() == set()
+
+
 def test_who_leaves_neither_ends_a_row_nor_adds_to_it(fleet: Fleet) -> None:
     assert fleet.requests("a", "xx") == []
     assert fleet.requests("a", "oo" * 20, "w2") == []
