@@ -71,7 +71,14 @@ class Service:
         self._untold = False
         self.reveal = reveal(settings.decisions)
         self.fleet = Fleet(
-            url, settings.pools, worker, runtime, self._on_update, self._on_beat, settings.zone
+            url,
+            settings.pools,
+            worker,
+            runtime,
+            self._on_update,
+            self._on_beat,
+            settings.zone,
+            self._accepts,
         )
         budgets = {
             name: Budget(name, config.retry, self.fleet.registry) for name, config in settings.pools.items()
@@ -170,6 +177,9 @@ class Service:
     def next_id(self) -> str:
         """A request id, unique over all workers."""
         return self._prefix + hex(next(self._count))[2:]  # noqa: FURB116 - formatting takes twice as long
+
+    def _accepts(self, pool: str, url: str, timeout: float) -> bool | None:
+        return self.forwarders[pool].accepts(url, timeout)
 
     def _on_beat(self, registry: Registry) -> None:
         for forwarder in self.forwarders.values():

@@ -35,8 +35,7 @@ from lb.proxy.tunnel import Tunnels
 from lb.proxy.upstreams import Upstreams
 from lb.settings import PoolConfig
 from lb.state.budget import Budget
-from lb.state.guard import FAILED as AT_FAULT
-from lb.state.guard import VOID, Guard
+from lb.state.guard import VOID, Guard, outcome_of
 from lb.state.registry import Registry
 
 FAILED = 1.0
@@ -294,7 +293,7 @@ class Forwarder(Settles):
 
     def _blame(self, backend: str, probing: str, took: float, failure: ProxyError | None) -> None:
         """The attempt failed, or (None) was given up. Whose fault it was is said by the error."""
-        outcome = VOID if failure is None or failure.source != "upstream" or failure.local else AT_FAULT
+        outcome = outcome_of(failure)
         if probing:
             self._guard.probed(probing, outcome, "" if failure is None else failure.code)
         self.claims.blame(backend, took, outcome)
@@ -376,6 +375,10 @@ class Forwarder(Settles):
         self._members = len(snapshot.backends)
         self.tunnels.update(snapshot)
         self._upstreams.keep_only({backend.url for backend in snapshot.backends.values()})
+
+    def accepts(self, url: str, timeout: float) -> bool | None:
+        """Does the backend at `url` accept connections? See `Upstream.accepts`."""
+        return self._upstreams.accepts(url, timeout)
 
     def close(self) -> None:
         """Close all idle connections."""

@@ -105,8 +105,20 @@ class Upstream:
             self._idle_since[id(conn)] = monotonic()
         self._idle.append(conn)
 
-    def connect(self, timeout: float) -> Conn | ThreadConn:
-        """A fresh connection, tried at each address of the host.
+    def accepts(self, timeout: float) -> bool | None:
+        """Does it accept a connection within `timeout` seconds? That is closed at once, without a word, also
+        where TLS would be spoken. None: for want of something here nobody can say.
+        """
+        try:
+            self.connect(timeout, plain=True).close()
+        except Overloaded:
+            return None
+        except ConnectFailed as exc:
+            return None if exc.local else False
+        return True
+
+    def connect(self, timeout: float, plain: bool = False) -> Conn | ThreadConn:
+        """A fresh connection, tried at each address of the host; a `plain` one without TLS.
 
         Raises ConnectFailed, and of its kinds ConnectTimeout and TlsFailed; and Overloaded when it is this
         process that has no room for a socket, for which no backend is to blame.
@@ -119,7 +131,7 @@ class Upstream:
         until = monotonic() + timeout
         for address in addresses:
             try:
-                return self._open(address, max(until - monotonic(), 0.001))
+                return self._open(address, max(until - monotonic(), 0.001), plain)
             except (OSError, ValueError) as exc:  # ValueError: the host can be no name on a certificate
                 failure = exc
                 if isinstance(exc, OSError) and exc.errno in OUT_OF:
@@ -136,8 +148,8 @@ class Upstream:
         failed.local = isinstance(failure, OSError) and failure.errno in _OURS
         raise failed
 
-    def _open(self, address: Address, timeout: float) -> Conn | ThreadConn:
-        if self._tls is None:
+    def _open(self, address: Address, timeout: float, plain: bool) -> Conn | ThreadConn:
+        if self._tls is None or plain:
             return connect(self._reactor, address, timeout)
         conn = connect(self._reactor, address, timeout, self._tls, self._name, self._session)
         if isinstance(conn, TlsConn | TlsThreadConn) and not conn.resumed:

@@ -65,6 +65,11 @@ class Upstreams:
         self._known[url] = upstream
         return upstream
 
+    def accepts(self, url: str, timeout: float) -> bool | None:
+        """As `Upstream.accepts`; None, too, for one that no request was sent to (any more)."""
+        upstream = self._known.get(url)
+        return None if upstream is None else upstream.accepts(timeout)
+
     def keep_only(self, urls: set[str]) -> None:
         """Forget the connections to backends that are no longer in the pool."""
         for url in self._known.keys() - urls:

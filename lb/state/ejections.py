@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from random import sample
 from time import time
 
-from lb.model import Snapshot
+from lb.model import Backend, OutlierPolicy, Snapshot
 from lb.state import decide, outlier
 from lb.state.claims import Claims
 from lb.state.decide import NOTHING, Change, Decider
-from lb.state.guard import Event
+from lb.state.guard import GONE, LOST, Event
+from lb.state.knock import Knock, Knocks, hold
 from lb.state.registry import Registry
 
 _LOG = logging.getLogger("lb")
@@ -26,11 +27,16 @@ MOST = 1000
 
 
 class Ejections:
-    """The events of all pools of one worker. `take` sets up a new snapshot, `wake` makes the loop look."""
+    """The events of all pools of one worker. `take` sets up a new snapshot, `wake` makes the loop look,
+    `knocks` finds out who is there again.
+    """
 
-    def __init__(self, take: Callable[[Claims, Snapshot], None], wake: Callable[[], None]) -> None:
+    def __init__(
+        self, take: Callable[[Claims, Snapshot], None], wake: Callable[[], None], knocks: Knocks
+    ) -> None:
         self._take = take
         self._wake = wake
+        self._knocks = knocks
         #: Appending and taking from the left are safe among threads.
         self._events: deque[tuple[str, Event]] = deque(maxlen=MOST)
 
@@ -53,6 +59,10 @@ class Ejections:
                 names = outlier.due(one.snapshot, _now(registry))
             one.guard.arm(names)
 
+    def stop(self) -> None:
+        """The worker ends."""
+        self._knocks.stop()
+
     def _commit(self, claims: Claims, event: Event, registry: Registry | None) -> None:
         made = NOTHING
         decider = _decider(event, _now(registry))
@@ -72,6 +82,21 @@ class Ejections:
         if not made.empty:
             self._take(claims, after)
             _say(claims.keys.pool, event, after, alone=registry is None)
+            if event.what in ("outlier", "failed") and event.outcome >= LOST:
+                self._knock(claims, after.backends[event.name], after.settings.outlier, event.outcome == GONE)
+
+    def _knock(self, claims: Claims, known: Backend, policy: OutlierPolicy, gone: bool) -> None:
+        pool, name, breaker = claims.keys.pool, known.id, known.breaker
+
+        def lasts() -> bool:
+            now = claims.snapshot.backends.get(name)
+            return now is not None and now.breaker == breaker
+
+        def mended() -> None:
+            self.tell(pool, Event(name, "mended", breaker.until))
+
+        out = breaker.until - breaker.since
+        self._knocks.begin(Knock(pool, known.url, gone, out, hold(policy, breaker.times), lasts, mended))
 
 
 def _another_does_better(claims: Claims, name: str, registry: Registry | None) -> bool:
@@ -98,13 +123,18 @@ def _decider(event: Event, now: float) -> Decider:
             return outlier.probe_succeeded(event.name, event.until, now)
         case "failed":
             return outlier.probe_failed(event.name, event.until, event.reason, now)
+        case "mended":
+            return outlier.mended(event.name, event.until, now)
     return outlier.probe_again(event.name, event.until, now)
 
 
 def _say(pool: str, event: Event, after: Snapshot, alone: bool) -> None:
     breaker = after.backends[event.name].breaker
     where = " (on this worker's own view)" if alone else ""
-    if breaker.open and event.what != "void":
+    if event.what == "mended":
+        text = "pool %s: %s accepts connections again after %.3g s: one request may probe it%s"
+        _LOG.info(text, pool, event.name, breaker.until - breaker.since, where)
+    elif breaker.open and event.what != "void":
         text = "pool %s: %s is ejected for %.3g s: %s%s"
         _LOG.warning(text, pool, event.name, breaker.until - breaker.since, breaker.reason, where)
     elif not breaker.open:

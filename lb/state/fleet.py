@@ -24,6 +24,7 @@ from lb.state import changes, decide
 from lb.state.claims import Claims
 from lb.state.ejections import Ejections
 from lb.state.keys import PoolKeys
+from lb.state.knock import Accepts, Knocks
 from lb.state.lease import BEAT, WorkerLease, reap_dead
 from lb.state.link import STALL
 from lb.state.registry import Registry
@@ -73,7 +74,8 @@ class Runtime(Protocol):
 
 class Fleet:
     """The shared state as one worker sees it, which stands in `zone` ("": in none). `on_update` is told of
-    each new snapshot, `on_beat` may use the store once a second, and once more at the end.
+    each new snapshot, `on_beat` may use the store once a second, and once more at the end. `accepts` tries a
+    connection to a backend, see `lb.state.knock`.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Fleet:
         on_update: Callable[[Snapshot], None] = lambda snapshot: None,
         on_beat: Callable[[Registry], None] = lambda registry: None,
         zone: str = "",
+        accepts: Accepts = lambda pool, url, timeout: None,
     ) -> None:
         self.worker = worker
         #: Why the shared state is not in use; "" while it is.
@@ -108,7 +111,7 @@ class Fleet:
         self._last_reap = monotonic()
         self._unwatched_since = NEVER
         self._link = runtime.link(self._on_down)
-        self._ejections = Ejections(self._take, self._wake.set)
+        self._ejections = Ejections(self._take, self._wake.set, Knocks(runtime, accepts))
         self.claims: dict[str, Claims] = {}
         self._sources: dict[str, Any] = {}
         for name, config in pools.items():
@@ -143,6 +146,7 @@ class Fleet:
         """Give back what is still held and leave. Never raises."""
         self._stopping = True
         self._wake.set()
+        self._ejections.stop()
         if self._listener is not None:
             self._listener.stop()
         with self._link.lock:

@@ -12,14 +12,24 @@ from collections.abc import Callable, Iterable
 from time import monotonic, time
 from typing import Any, Literal, NamedTuple
 
-from lb.errors import BadResponse, ResponseTimeout, UpstreamClosed, UpstreamError
+from lb.errors import (
+    BadResponse,
+    ConnectFailed,
+    ConnectTimeout,
+    ProxyError,
+    ResponseTimeout,
+    UpstreamClosed,
+    UpstreamError,
+)
 from lb.model import Snapshot
 from lb.state.keys import PoolKeys
 from lb.state.outlier import LATELY, Counts, may_eject, why
 from lb.state.scripts import OUTLIER_SHA, PROBE_SHA
 
-FINE, FAILED, VOID = 0, 1, 2
-"""What became of a request, as far as its backend is concerned: VOID says nothing of it."""
+FINE, VOID, FAILED, LOST, GONE = range(5)
+"""What became of a request, as far as its backend is concerned: VOID says nothing of it. The last three are
+failures: it answered, and badly; its connection broke or it kept silent; there was no connection to be had.
+"""
 
 Argument = str | int | float | bytes | memoryview
 
@@ -31,16 +41,21 @@ NEVER = 1e300
 _FAULTS = frozenset(one.code for one in (UpstreamError, UpstreamClosed, ResponseTimeout, BadResponse))
 """What may end an answer by its backend's fault. Others are the client's, or, as a deadline, our own."""
 
+_KINDS = {BadResponse.code: FAILED, ConnectFailed.code: GONE, ConnectTimeout.code: GONE}
+"""Which failure an error is, where it is not LOST."""
+
 
 class Event(NamedTuple):
-    """Something that follows from requests: an outlier was found, or a probing request has ended. `until`:
-    of the ejection that it was to end.
+    """Something that follows from requests: an outlier was found, or a probing request has ended; or from
+    knocking (`lb.state.knock`): it is "mended". `until`: of the ejection that it was to end. `outcome`: the
+    last failure that this worker has met with there.
     """
 
     name: str
-    what: Literal["outlier", "succeeded", "failed", "void"]
+    what: Literal["outlier", "succeeded", "failed", "void", "mended"]
     until: float = 0.0
     reason: str = ""
+    outcome: int = FAILED
 
 
 class Guard:
@@ -62,6 +77,8 @@ class Guard:
         self.pending: dict[str, tuple[int, int]] = {}
         self._since: dict[str, float] = {}
         self._counts: dict[str, Counts] = {}
+        #: The last failure of each backend, as this worker has met with it.
+        self._last: dict[str, int] = {}
         self._away = True
         self.update(snapshot)
 
@@ -75,6 +92,8 @@ class Guard:
         self.watching = policy.enabled and (self._away or self.timed)
         if self.due:
             self.due = tuple(name for name in self.due if self._may_be_probed(name))
+        if self._last:
+            self._last = {name: kind for name, kind in self._last.items() if name in snapshot.backends}
 
     def store_is(self, away: bool) -> None:
         """Outcomes are counted by this worker from now on, or by the store."""
@@ -89,8 +108,10 @@ class Guard:
         """What an answer says of its backend: its `status`, the `code` of what ended it, "" if nothing did,
         and the seconds until its head, below 0 if nobody knows. What clients do says nothing against it.
         """
-        if status in self._unhealthy or code in _FAULTS:
+        if status in self._unhealthy:
             return FAILED
+        if code in _FAULTS:
+            return _KINDS.get(code, LOST)
         return FAILED if self.timed and took > self._latency else FINE
 
     def next(self, harmless: bool) -> str:
@@ -110,8 +131,8 @@ class Guard:
         """What became of a request that was to probe `name` and got it."""
         known = self._snapshot.backends.get(name)
         if known is not None and known.breaker.open:
-            what: Any = ("succeeded", "failed", "void")[outcome]
-            self._tell(Event(name, what, known.breaker.until, reason))
+            what: Any = ("succeeded", "void", "failed", "failed", "failed")[outcome]
+            self._tell(Event(name, what, known.breaker.until, reason, outcome))
 
     # What the claims call.
 
@@ -119,17 +140,19 @@ class Guard:
         """What became of a request whose connection is given back next."""
         if not self._policy.enabled:
             return
+        if outcome >= FAILED:
+            self._last[name] = outcome
         if not self._away:
             if outcome:
                 failed, void = self.pending.get(name, (0, 0))
-                self.pending[name] = (failed + (outcome == FAILED), void + (outcome == VOID))
+                self.pending[name] = (failed + (outcome >= FAILED), void + (outcome == VOID))
         elif outcome != VOID and name in self._snapshot.backends:
             counts = self._counts.get(name)
             if counts is None:
                 if outcome == FINE:
                     return
                 counts = self._counts[name] = Counts()
-            self._found(name, counts.add(outcome == FAILED, self._policy, time()))
+            self._found(name, counts.add(outcome >= FAILED, self._policy, time()))
 
     def report(self, keys: tuple[str, ...], epoch: str, releases: int, served: str = "") -> list[Argument]:
         """A call of `redis/outlier.lua` that tells what is pending, up to the `releases` themselves; `served`
@@ -174,11 +197,18 @@ class Guard:
 
     def _found(self, name: str, reason: str) -> None:
         if reason and may_eject(self._snapshot, name):
-            self._tell(Event(name, "outlier", reason=reason))
+            self._tell(Event(name, "outlier", 0.0, reason, self._last.get(name, FAILED)))
 
     def _may_be_probed(self, name: str) -> bool:
         known = self._snapshot.backends.get(name)
         return known is not None and known.ejected
+
+
+def outcome_of(failure: ProxyError | None) -> int:
+    """What an attempt that ended so, or (None) was given up, says of its backend."""
+    if failure is None or failure.source != "upstream" or failure.local:
+        return VOID
+    return _KINDS.get(failure.code, LOST)
 
 
 def statuses(text: str) -> frozenset[int]:

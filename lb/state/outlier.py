@@ -131,6 +131,15 @@ def probe_again(name: str, until: float, now: float) -> Decider:
     return _probed(name, until, lambda known, policy: msgspec.structs.replace(known.breaker, until=later))
 
 
+def mended(name: str, until: float, now: float) -> Decider:
+    """It was gone, and accepts connections again: the ejection that was to end at `until` is over now, and a
+    request may probe.
+    """
+    if now >= until:
+        return lambda _: NOTHING  # it is over, and maybe a probe under way
+    return _probed(name, until, lambda known, policy: msgspec.structs.replace(known.breaker, until=now))
+
+
 def _probed(name: str, until: float, then: Callable[[Backend, OutlierPolicy], Breaker]) -> Decider:
     """Set the breaker that `then` gives, if the backend is still at the ejection that ended at `until`."""
 

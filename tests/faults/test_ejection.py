@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from lb.state.registry import BackendStatus
 from tests.support.clients import Client, Load, get, request
 from tests.support.processes import Balancer, PlainBackend, System
-from tests.support.run import eventually
+from tests.support.run import eventually, free_port
 
 KINDS = ["gevent", "gthread"]
 BRIEF = {
@@ -18,6 +19,8 @@ BRIEF = {
     "LB_OUTLIER_MAX_EJECTION_TIME": "4",
 }
 """Ejections that a test can wait for."""
+LONG = {"LB_OUTLIER_ENABLED": "true", "LB_OUTLIER_BASE_EJECTION_TIME": "300"}
+"""Others, that are over only by what is to end them."""
 
 SOON = 200
 """Requests that a backend may get from its first failure until it is ejected. It takes 5 in a row; the others
@@ -26,18 +29,20 @@ are under way by then, or claimed while a busy machine commits. Clients pause, s
 
 
 class Fleet:
-    """Two balancers of two workers each on one store, and two backends, the first of which is to fail."""
+    """Two balancers of two workers each on one store, and two backends, the first of which is to fail; it is
+    at `port`.
+    """
 
-    def __init__(self, system: System, worker: str) -> None:
+    def __init__(self, system: System, worker: str, env: Mapping[str, str] = BRIEF, port: int = 0) -> None:
         self.store = system.store()
-        self.bad, self.good = system.plain_backend(), system.plain_backend()
+        self.bad, self.good = system.plain_backend(port), system.plain_backend()
         backends = f"{self.bad.url},{self.good.url}"
         how: dict[str, Any] = {
             "store": self.store.url,
             "backends": backends,
             "workers": 2,
             "worker": worker,
-            "env": BRIEF,
+            "env": env,
         }
         self.balancers = [system.balancer(**how) for _ in range(2)]
 
@@ -172,8 +177,78 @@ def test_the_last_one_is_never_ejected(system: System) -> None:
 
 
 @pytest.mark.parametrize("worker", KINDS)
+def test_one_that_is_killed_and_restarted_is_found_by_knocking(system: System, worker: str) -> None:
+    """No health daemon, and an ejection that would last far longer than this test."""
+    with free_port() as port:
+        fleet = Fleet(system, worker, LONG, port)
+        with fleet.load().running() as load:
+            load.more(100)
+            fleet.bad.kill()
+            eventually(lambda: fleet.status().state == "ejected", "it to be ejected")
+            load.more(300)
+            assert (fleet.status().state, fleet.said("accepts connections again")) == ("ejected", 0)
+            fleet.bad = system.plain_backend(port)
+            eventually(lambda: served(fleet.bad) > 50, "its share of the requests")
+        assert load.failures == []
+        assert (fleet.said("is ejected for 300 s"), fleet.said("accepts connections again")) == (1, 1)
+        assert fleet.said("is back: a request that probed it succeeded") == 1
+        assert fleet.status().state == "unknown"
+        for balancer in fleet.balancers:
+            balancer.idle()
+
+
+@pytest.mark.parametrize("worker", KINDS)
+def test_the_same_while_the_store_is_away(system: System, worker: str) -> None:
+    alone = "(on this worker's own view)"
+    with free_port() as port:
+        fleet = Fleet(system, worker, LONG, port)
+        with fleet.load().running() as load:
+            load.more(100)
+            fleet.store.stop()
+            eventually(lambda: fleet.said("shared state away") == 4, "all workers to notice")
+            fleet.bad.kill()
+            eventually(lambda: fleet.said("is ejected for 300 s"), "its ejections")
+            load.more(300)
+            fleet.bad = system.plain_backend(port)
+            eventually(lambda: served(fleet.bad) > 50, "its share of the requests")
+            before = fleet.said("shared state in use")  # one may have lost it before it had it
+            fleet.store.start()
+            eventually(lambda: fleet.said("shared state in use") == before + 4, "the store to be used again")
+            load.more(100)
+        assert load.failures == []
+        assert fleet.said(f": one request may probe it {alone}") > 0
+
+
+@pytest.mark.parametrize("worker", KINDS)
+def test_knocking_lets_nobody_back_who_accepts_and_resets(system: System, worker: str) -> None:
+    fleet = Fleet(system, worker, LONG)
+    with fleet.load().running() as load:
+        load.more(100)
+        fleet.bad.fault("reset")
+        eventually(lambda: fleet.status().state == "ejected", "it to be ejected")
+        load.more(100)  # whatever was under way is over
+        asked, knocks = served(fleet.bad), fleet.bad.silent()
+        eventually(lambda: fleet.bad.silent() >= knocks + 3, "three knocks")
+        load.more(100)
+        assert served(fleet.bad) == asked
+    assert (fleet.status().state, fleet.status().ejections) == ("ejected", 1)
+    assert fleet.said("accepts connections again") == 0
+    assert load.failures == []
+
+
+def test_nobody_knocks_at_one_that_answers(system: System) -> None:
+    fleet = Fleet(system, "gevent", LONG)
+    with fleet.load().running() as load:
+        load.more(100)
+        fleet.bad.fault("503")
+        eventually(lambda: fleet.status().state == "ejected", "it to be ejected")
+        load.more(500)
+    assert fleet.bad.silent() == 0
+
+
+@pytest.mark.parametrize("worker", KINDS)
 def test_nobody_is_ejected_while_all_answer_503(system: System, worker: str) -> None:
-    fleet = Fleet(system, worker)
+    fleet = Fleet(system, worker, LONG)
     fleet.bad.fault("503")
     fleet.good.fault("503")
     ports = [one.port for one in fleet.balancers]

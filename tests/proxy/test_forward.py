@@ -48,7 +48,7 @@ from lb.settings import (
     UpstreamTls,
 )
 from lb.state.budget import Budget
-from lb.state.guard import FAILED, FINE, VOID, Event, Guard
+from lb.state.guard import FAILED, FINE, GONE, VOID, Event, Guard
 from lb.state.seen import Seen
 from tests.support.backends import (
     Backend,
@@ -351,7 +351,9 @@ def test_who_is_to_blame(make: Make) -> None:
         proxy.claims.blamed.clear()
         proxy.claims.members.insert(0, Member(id=dead, url=dead))
         proxy.call()
-        assert proxy.claims.blamed == [(dead, FAILED)]
+        assert proxy.claims.blamed == [(dead, GONE)]
+        assert proxy.forwarder.accepts(dead, 1.0) is False
+        assert proxy.forwarder.accepts(backend.url, 1.0) is True
 
 
 def test_a_client_that_leaves_within_its_upload_blames_nobody(make: Make) -> None:

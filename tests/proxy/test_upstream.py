@@ -244,6 +244,37 @@ def test_no_answer_in_time(own_reactor: Reactor | None) -> None:
     assert time.monotonic() - began < 2
 
 
+def test_does_it_accept_connections(
+    own_reactor: Reactor | None, authority: Authority, tmp_path: Path
+) -> None:
+    """Nothing is said there, TLS neither, and nothing is kept."""
+    tls = client_context(UpstreamTls(ca=str(authority.ca)), "tls")
+    heard: list[bytes] = []
+
+    def listen(peer: Peer) -> None:
+        heard.append(peer.sock.recv(100))
+        peer.backend.closed.release()
+
+    def accepts(url: str) -> bool | None:
+        upstream = Upstream(url, own_reactor, tls=tls)
+        found = in_greenlet(lambda: upstream.accepts(0.2))
+        assert upstream.idle == 0
+        return found
+
+    with Backend(listen) as plain, Backend(listen, path=tmp_path / "s") as unix:
+        for backend in (plain, unix):
+            assert accepts(backend.url) is True
+            assert backend.closed.acquire(timeout=20)
+        assert accepts(plain.url.replace("http:", "https:")) is True
+        assert plain.closed.acquire(timeout=20)
+    assert heard == [b""] * 3
+    with refusing() as url:
+        assert accepts(url) is False
+    with deaf() as url:
+        assert accepts(url) is False
+    assert accepts("http+unix://%2Fnone%2Fsuch") is False
+
+
 def test_connections_with_tls_are_kept_and_their_sessions_taken_up(
     own_reactor: Reactor | None, server_pair: Pair, authority: Authority
 ) -> None:
@@ -322,6 +353,7 @@ def test_without_a_descriptor_no_backend_is_to_blame(own_reactor: Reactor | None
             try:
                 with pytest.raises(Overloaded, match="Too many open files") as caught:
                     upstream.connect(5)
+                assert upstream.accepts(5) is None
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, before)
             assert not caught.value.safe_to_retry(True)

@@ -9,6 +9,7 @@ from lb.certificates import client_context
 from lb.model import Backend
 from lb.proxy.upstreams import Upstreams
 from lb.settings import PoolConfig, UpstreamTls
+from tests.support.backends import refusing
 
 HEAD = b"GET /a HTTP/1.1\r\nhost: asked.example\r\nX: Host: y\r\n\r\n"
 ONE, TWO = (Backend(id=f"127.0.0.1:{n}", url=f"http://127.0.0.1:{n}") for n in (9001, 9002))
@@ -29,6 +30,16 @@ def test_each_backend_has_one_upstream_until_it_leaves() -> None:
     assert upstreams.request(TWO, "GET", "/a", HEAD, None).upstream is other.upstream
     assert upstreams.request(ONE, "GET", "/a", HEAD, None).upstream is not first.upstream
     upstreams.close()
+
+
+def test_only_who_was_asked_is_knocked_at() -> None:
+    with refusing() as url:
+        upstreams, backend = made(), Backend(id="dead", url=url)
+        assert upstreams.accepts(url, 1.0) is None
+        upstreams.request(backend, "GET", "/a", HEAD, None)
+        assert upstreams.accepts(url, 1.0) is False
+        upstreams.keep_only(set())
+        assert upstreams.accepts(url, 1.0) is None
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,18 @@ from collections.abc import Callable
 import pytest
 import redis
 
-from lb.model import OutlierPolicy, PoolSettings, Snapshot
+from lb.model import Breaker, OutlierPolicy, PoolSettings, Snapshot
 from lb.settings import BackendSpec
-from lb.state import decide
+from lb.state import decide, knock, outlier
 from lb.state.claims import Claims
 from lb.state.decide import Change
 from lb.state.ejections import Ejections
-from lb.state.guard import FAILED, FINE, Event, call_keys
+from lb.state.guard import FAILED, FINE, GONE, LOST, Event, call_keys
 from lb.state.keys import PoolKeys
+from lb.state.knock import Knocks
 from lb.state.registry import Registry
 from lb.state.scripts import CLAIM_SHA, LINKED
+from lb.state.threads import ThreadRuntime
 from tests.support.run import eventually
 
 OUT = Event("a:80", "outlier", reason="5 failures in a row")
@@ -33,10 +35,26 @@ class Worker:
         self.woken = 0
         keys = PoolKeys("p")
         self.claims = Claims(keys, "w", snapshot, nothing, nothing, nothing, nothing)
-        self.ejections = Ejections(lambda claims, snapshot: claims.update(snapshot), self.wake)
+        #: Whether the backends accept connections; who was knocked at.
+        self.there: bool | None = None
+        self.knocked: list[str] = []
+        self.ejections = Ejections(
+            lambda claims, snapshot: claims.update(snapshot),
+            self.wake,
+            Knocks(ThreadRuntime(), self.accepts),
+        )
+
+    @property
+    def out(self) -> Breaker:
+        """Of the first backend."""
+        return self.claims.snapshot.backends["a:80"].breaker
 
     def wake(self) -> None:
         self.woken += 1
+
+    def accepts(self, pool: str, url: str, timeout: float) -> bool | None:
+        self.knocked.append(f"{pool} {url}")
+        return self.there
 
     def look(self, registry: Registry | None, *events: Event) -> dict[str, str]:
         """The state of each backend after these events."""
@@ -124,6 +142,80 @@ def test_alone_by_the_same_rules(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.records[0].getMessage() == (
         "pool p: a:80 is ejected for 0.001 s: 5 failures in a row (on this worker's own view)"
     )
+
+
+@pytest.fixture
+def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knock, "EVERY", 0.01)
+
+
+@pytest.mark.usefixtures("brisk")
+@pytest.mark.parametrize("alone", [False, True])
+def test_who_was_gone_and_accepts_again_may_be_probed(
+    registry: Registry,
+    workers: Callable[..., tuple[Worker, Worker]],
+    caplog: pytest.LogCaptureFixture,
+    alone: bool,
+) -> None:
+    caplog.set_level(logging.INFO, "lb")
+    worker, other = workers()
+    store = None if alone else registry
+    worker.there = False
+    worker.look(store, OUT._replace(outcome=LOST))
+    out = worker.claims.snapshot.backends["a:80"].breaker
+    eventually(lambda: len(worker.knocked) > 2, "some knocks")
+    assert worker.knocked[0] == "p http://a:80"
+    worker.look(store)
+    assert not worker.claims.guard.due
+    worker.there = True
+    worker.waits_for_its_probe(store)
+    over = worker.claims.snapshot.backends["a:80"].breaker
+    assert (over.open, over.since, over.times, over.reason) == (True, out.since, 1, out.reason)
+    assert out.since <= over.until < out.until
+    assert caplog.records[-1].getMessage().startswith("pool p: a:80 accepts connections again after ")
+    eventually(lambda: worker.ejections._knocks._running == 0, "the knocking to end")
+    if alone:
+        return
+    # The others know of it, and one probe ends or prolongs it as usual.
+    assert registry.load("p").backends["a:80"].breaker == over
+    assert not other.knocked
+    assert worker.look(store, Event("a:80", "succeeded", over.until))["a:80"] == "unknown"
+
+
+@pytest.mark.usefixtures("brisk")
+def test_who_answers_is_not_knocked_at_and_who_accepts_all_along_stays_out(
+    registry: Registry, workers: Callable[..., tuple[Worker, Worker]]
+) -> None:
+    worker, other = workers()
+    worker.there = other.there = True
+    worker.look(registry, OUT._replace(outcome=FAILED))
+    assert worker.ejections._knocks._running == 0
+    registry.change("p", outlier.probe_succeeded("a:80", worker.out.until, registry.now()))
+    other.claims.update(registry.load("p"))
+    other.look(registry, OUT._replace(outcome=LOST))
+    until = other.out.until
+    eventually(lambda: len(other.knocked) > 5, "some knocks")
+    other.look(registry)
+    assert (other.out.until, other.claims.guard.due) == (until, ())
+    assert worker.knocked == []
+    other.ejections.stop()
+
+
+@pytest.mark.usefixtures("brisk")
+def test_a_probe_that_finds_nobody_is_followed_by_knocks(
+    registry: Registry, workers: Callable[..., tuple[Worker, Worker]]
+) -> None:
+    worker, _ = workers(base=0.01)
+    worker.look(registry, OUT)
+    worker.waits_for_its_probe(registry)
+    registry.change("p", lambda _: Change(settings=configured(base=30.0).settings))
+    worker.there = True
+    worker.look(registry, Event("a:80", "failed", worker.out.until, "connect_failed", GONE))
+    assert worker.out.times == 2
+    eventually(lambda: len(worker.knocked) > 5, "some knocks")
+    worker.look(registry)
+    assert not worker.claims.guard.due  # the second time in a row it lasts for three seconds at least
+    worker.ejections.stop()
 
 
 @pytest.mark.parametrize("alone", [False, True])

@@ -5,10 +5,21 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from lb.errors import ClientGone, RequestDeadline, RequestTimeout, ResponseTimeout, UpstreamClosed
+from lb.errors import (
+    BadResponse,
+    ClientGone,
+    ConnectFailed,
+    ConnectTimeout,
+    ProxyError,
+    RequestDeadline,
+    RequestTimeout,
+    ResponseTimeout,
+    TlsFailed,
+    UpstreamClosed,
+)
 from lb.model import Backend, Breaker, OutlierPolicy, PoolSettings, Snapshot
 from lb.state import guard as module
-from lb.state.guard import FAILED, FINE, VOID, Event, Guard, call_keys, statuses
+from lb.state.guard import FAILED, FINE, GONE, LOST, VOID, Event, Guard, call_keys, outcome_of, statuses
 from lb.state.keys import PoolKeys
 from lb.state.scripts import OUTLIER_SHA, PROBE_SHA
 
@@ -51,8 +62,9 @@ def test_statuses(text: str, codes: set[int]) -> None:
         (500, "", -1.0, FINE),
         (503, "", -1.0, FAILED),
         # What it began it has to finish; that clients do not wait for it is not its fault.
-        (200, UpstreamClosed.code, -1.0, FAILED),
-        (200, ResponseTimeout.code, -1.0, FAILED),
+        (200, UpstreamClosed.code, -1.0, LOST),
+        (200, ResponseTimeout.code, -1.0, LOST),
+        (200, BadResponse.code, -1.0, FAILED),
         (200, ClientGone.code, -1.0, FINE),
         (200, RequestTimeout.code, -1.0, FINE),
         (200, RequestDeadline.code, -1.0, FINE),
@@ -158,8 +170,46 @@ def test_what_became_of_a_probe() -> None:
     guard.probed("a", FAILED, "503")
     guard.probed("a", VOID, "client_gone")
     guard.probed("b", FAILED, "503")
+    guard.probed("a", GONE, "connect_failed")
     assert guard.events == [
-        Event("a", "succeeded", 30.5, "200"),
-        Event("a", "failed", 30.5, "503"),
-        Event("a", "void", 30.5, "client_gone"),
+        Event("a", "succeeded", 30.5, "200", FINE),
+        Event("a", "failed", 30.5, "503", FAILED),
+        Event("a", "void", 30.5, "client_gone", VOID),
+        Event("a", "failed", 30.5, "connect_failed", GONE),
     ]
+
+
+class _NoRoom(ConnectFailed):
+    local = True
+
+
+@pytest.mark.parametrize(
+    ("failure", "outcome"),
+    [
+        (None, VOID),
+        (ClientGone(), VOID),
+        (_NoRoom(), VOID),
+        (BadResponse(), FAILED),
+        (UpstreamClosed(), LOST),
+        (ResponseTimeout(), LOST),
+        (TlsFailed(), LOST),
+        (ConnectFailed(), GONE),
+        (ConnectTimeout(), GONE),
+    ],
+)
+def test_what_an_attempt_says_of_its_backend(failure: ProxyError | None, outcome: int) -> None:
+    assert outcome_of(failure) == outcome
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_an_outlier_is_told_with_its_last_failure(away: bool) -> None:
+    guard = Told(snapshot(), away=away)
+    for outcome in (LOST, LOST, LOST, FAILED, GONE):
+        guard.note("a", outcome)
+        guard.note("a", VOID)
+    if not away:
+        assert guard.pending == {"a": (5, 5)}
+        guard.told([7, b"a", 5, 0])
+    assert guard.events == [Event("a", "outlier", 0.0, "5 failures in a row", GONE)]
+    guard.update(msgspec.structs.replace(snapshot(), backends={}))
+    assert not guard._last

@@ -177,6 +177,23 @@ def test_who_waits_for_a_probe() -> None:
     assert due(snapshot, 130.0) == ("b0",)
 
 
+def test_who_is_mended_may_be_probed_at_once() -> None:
+    snapshot = after(pool(2), outlier.eject("b0", "why", 100.0))
+    for late in (
+        outlier.mended("b0", 130.0, 130.0),  # it may be probed already
+        outlier.mended("b0", 129.0, 110.0),
+        outlier.mended("b1", 130.0, 110.0),
+        outlier.mended("gone", 130.0, 110.0),
+    ):
+        assert late(snapshot).empty
+    assert due(snapshot, 110.0) == ()
+    again = after(snapshot, outlier.mended("b0", 130.0, 110.0))
+    assert again.backends["b0"].breaker == Breaker(True, 100.0, 110.0, 1, "why")
+    assert due(again, 110.0) == ("b0",)
+    longer = after(again, outlier.probe_failed("b0", 110.0, "503", 111.0)).backends["b0"].breaker
+    assert (longer.times, longer.until) == (2, 171.0)
+
+
 def test_others_are_those_who_would_serve() -> None:
     snapshot = changed(changed(pool(5), "b1", admin="drain"), "b2", health="down")
     snapshot = after(snapshot, outlier.eject("b3", "", 1.0))

@@ -6,7 +6,8 @@ Prints the port it listens on. A request is answered after DELAY seconds, or aft
 query says, with "ok" or, where the query is `say=TEXT`, with that text; `Upgrade: websocket` makes an echo of
 the connection. `/__counts` answers the counts as JSON, `/__most` the most requests of each path that were
 under way at one time. `/__fault?503` lets every request be answered so from then on, `/__fault?reset` resets
-its connection, `/__fault?` ends that. None of these is counted.
+its connection, `/__fault?` ends that. `/__silent` answers how many connections were closed without a word.
+None of these is counted.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from websockets.server import ServerProtocol
 COUNTS: Counter[str] = Counter()
 MOST: Counter[str] = Counter()
 RUNNING: Counter[str] = Counter()
+SILENT: Counter[str] = Counter()
+ASKED = {"/__counts": COUNTS, "/__most": MOST, "/__silent": SILENT}
 
 
 class Connection(asyncio.Protocol):
@@ -35,9 +38,14 @@ class Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._buffer = b""
+        self._spoken = False
         self._websocket: ServerProtocol | None = None
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        SILENT["connections"] += not self._spoken
+
     def data_received(self, data: bytes) -> None:
+        self._spoken = True
         if self._websocket is not None:
             self._echo(self._websocket, data)
             return
@@ -45,8 +53,8 @@ class Connection(asyncio.Protocol):
         while b"\r\n\r\n" in self._buffer:
             head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
             path, _, query = head.split(b" ", 2)[1].decode("latin-1").partition("?")
-            if path in ("/__counts", "/__most"):
-                body = json.dumps(COUNTS if path == "/__counts" else MOST).encode()
+            if path in ASKED:
+                body = json.dumps(ASKED[path]).encode()
                 self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
                 continue
             if path == "/__fault":

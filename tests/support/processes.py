@@ -419,6 +419,10 @@ class PlainBackend:
         """The most requests that were under way at one time, by path."""
         return self._ask("/__most")
 
+    def silent(self) -> int:
+        """Connections that were closed without a word."""
+        return self._ask("/__silent").get("connections", 0)
+
     def fault(self, kind: str) -> None:
         """From now on: "503" answers, "reset" connections, "" neither."""
         self._ask(f"/__fault?{kind}")
