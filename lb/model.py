@@ -159,7 +159,7 @@ class OutlierPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ejected, and nobody while no other one does better.
     """
 
-    enabled: bool = False
+    enabled: bool = True
     consecutive_failures: int = 5
     success_rate: float = 0.5
     min_requests: int = 20

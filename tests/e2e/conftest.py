@@ -80,6 +80,7 @@ class Site:
                 f"[pools.{pool}]",
                 f"backends = [{backends}]",
                 f"upstream = {{max_idle = {10 if pool == 'kept' else 0}}}",
+                "outlier = {enabled = false}",
                 f"timeouts = {{connect = 0.4, response = {0.5 if pool == 'brisk' else 20}, idle = 2}}",
             ]
         for host, pool in self.HOSTS.items():

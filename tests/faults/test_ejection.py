@@ -14,12 +14,11 @@ from tests.support.run import eventually, free_port
 
 KINDS = ["gevent", "gthread"]
 BRIEF = {
-    "LB_OUTLIER_ENABLED": "true",
     "LB_OUTLIER_BASE_EJECTION_TIME": "1",
     "LB_OUTLIER_MAX_EJECTION_TIME": "4",
 }
 """Ejections that a test can wait for."""
-LONG = {"LB_OUTLIER_ENABLED": "true", "LB_OUTLIER_BASE_EJECTION_TIME": "300"}
+LONG = {"LB_OUTLIER_BASE_EJECTION_TIME": "300"}
 """Others, that are over only by what is to end them."""
 
 SOON = 200
@@ -261,10 +260,9 @@ def test_nobody_is_ejected_while_all_answer_503(system: System, worker: str) -> 
     assert fleet.said("is ejected") == 1
 
 
-def test_it_is_off_unless_it_is_switched_on_and_ended_by_hand(system: System) -> None:
+def test_it_can_be_switched_off_and_ended_by_hand(system: System) -> None:
     bad, good = system.plain_backend(), system.plain_backend()
-    env = {"LB_OUTLIER_ENABLED": "true"}
-    balancer = system.balancer(backends=f"{bad.url},{good.url}", env=env)
+    balancer = system.balancer(backends=f"{bad.url},{good.url}")
     bad.fault("503")
     with Load([balancer.port], 4, wanted=503).running():
         eventually(lambda: status(balancer, bad).state == "ejected", "it to be ejected")
@@ -272,6 +270,6 @@ def test_it_is_off_unless_it_is_switched_on_and_ended_by_hand(system: System) ->
     bad.fault("")
     assert balancer.lb("backends", "ready", bad.id).stdout == f"{bad.id}: unknown, gets requests\n"
     assert [get(balancer.port).status for _ in range(4)] == [200] * 4
-    off = system.balancer(backends=f"{bad.url},{good.url}")
+    off = system.balancer(backends=f"{bad.url},{good.url}", env={"LB_OUTLIER_ENABLED": "false"})
     bad.fault("503")
     assert sorted(get(off.port).status for _ in range(40)) == [200] * 20 + [503] * 20
