@@ -1,5 +1,6 @@
 # Everything from a fresh checkout: needs make and Python 3.11 or newer, nothing else.
-# `make PYTHON=/path/to/python3 …` chooses the interpreter.
+# `make PYTHON=/path/to/python3 …` chooses the interpreter; `make test PYTHON_UNDER_TEST=/path/to/python …` lets the
+# balancers that tests start be those of another installation.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +12,7 @@ BENCH_ARGS ?=
 SOAK_ARGS ?=
 SCALE_ARGS ?=
 # What the bench measures: one installation with the hot path compiled (beside its source a compiled module would
-# hide every edit) and one without, both on the fastest interpreter there is.
+# hide every edit), which `make compiled` tests, and one without, both on the fastest interpreter there is.
 COMPILED := .venv-compiled
 PLAIN := .venv-plain
 BENCH_PYTHON ?= $(shell "$(PYTHON)" loadtest/bench/fastest.py "$(PYTHON)" /usr/bin/python3)
@@ -21,7 +22,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz soak check format loadtest bench scale differential docs clean
+.PHONY: help demo test compiled fuzz soak check format loadtest bench scale differential docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -35,6 +36,9 @@ test: $(VENV)/.dev ## all tests
 fuzz: export FUZZ_EXAMPLES ?= 20000
 fuzz: $(VENV)/.dev ## the properties of HTTP with many new messages; at most about a minute each
 	@exec $(BIN)/pytest tests/properties $(PYTEST_ARGS)
+
+compiled: $(VENV)/.dev $(COMPILED)/.done ## the tests of whole processes, with the hot path compiled
+	@PYTHON_UNDER_TEST=$(COMPILED)/bin/python exec $(BIN)/pytest -n auto --dist loadgroup tests/e2e tests/faults $(PYTEST_ARGS)
 
 soak: $(VENV)/.dev ## random faults under load; SOAK_ARGS="--minutes N --seed S"
 	@exec $(BIN)/python -m tests.faults.soak $(SOAK_ARGS)

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import ssl
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from tests.support.certificates import Authority, Pair
+from tests.support.run import UNDER_TEST
+
+_WHERE = "import lb.app; print(lb.app.__file__)"
+
+
+def pytest_report_header() -> str:
+    """Which balancer tests start as a process."""
+    done = subprocess.run(
+        (UNDER_TEST, "-P", "-c", _WHERE), capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    found = done.stdout.strip() or done.stderr.strip()
+    return f"balancers: {UNDER_TEST} with {found}"
 
 
 @pytest.fixture(scope="session")

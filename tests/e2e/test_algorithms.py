@@ -127,7 +127,7 @@ class Site:
     def lb(self, *arguments: str, balancer: Balancer | None = None, **env: str) -> str:
         """What `lb ARGUMENTS` prints on one of the machines."""
         where = balancer or self.balancers[0]
-        command = self.system.process("lb", "-m", "lb.cli", *arguments, env={**where.env, **env})
+        command = self.system.program("lb", "lb.cli", *arguments, env={**where.env, **env})
         assert command.wait() == 0, command.err
         return command.out
 

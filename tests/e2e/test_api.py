@@ -19,8 +19,8 @@ import pytest
 
 from tests.support.clients import Answer, Client, Load, get, request
 from tests.support.need import need_binary
-from tests.support.processes import ROOT, Balancer, System
-from tests.support.run import eventually
+from tests.support.processes import Balancer, System
+from tests.support.run import ROOT, eventually
 
 KINDS = ["gevent", "gthread"]
 TOKEN = "e2e-token"

@@ -280,7 +280,7 @@ def test_a_slow_backend_throttles_one_upload_only(
 
 @pytest.mark.slow
 def test_large_bodies_are_never_held(system: System, server_pair: Pair, http2_trust: ssl.SSLContext) -> None:
-    demo = system.process("demo", "-m", "lb.demo", "--name", "b1", "--port", "0")
+    demo = system.program("demo", "lb.demo", "--name", "b1", "--port", "0")
     demo.until(lambda: demo.out.endswith("\n"), "the backend")
     balancer = system.balancer(backends=demo.out.strip().partition(": ")[2], env=server_pair.env())
     (pid,) = balancer.worker_pids

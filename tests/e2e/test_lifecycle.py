@@ -216,7 +216,7 @@ def test_the_file_at_a_reload_leaves_others_backends_alone(system: System) -> No
     """Those of the command line and the API live beside those of the file."""
     with Backend() as first, Backend() as second, Backend() as added:
         balancer = system.balancer(config=config(first.url))
-        command = system.process("lb", "-m", "lb.cli", "backends", "add", added.url, env=balancer.env)
+        command = system.program("lb", "lb.cli", "backends", "add", added.url, env=balancer.env)
         assert command.wait() == 0, command.err
         balancer.config_path.write_text(config(second.url))
         balancer.send(signal.SIGHUP)

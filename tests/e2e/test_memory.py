@@ -181,7 +181,7 @@ def test_gunicorns_own_workers_hold_no_body_either(system: System) -> None:
 
 def test_a_large_body_does_not_keep_others_waiting(system: System) -> None:
     """Source and destination may be faster than the worker, which then never has to wait for them."""
-    demo = system.process("demo", "-m", "lb.demo", "--name", "b1", "--port", "0")
+    demo = system.program("demo", "lb.demo", "--name", "b1", "--port", "0")
     demo.until(lambda: demo.out.endswith("\n"), "the backend")
     balancer = system.balancer(backends=demo.out.strip().partition(": ")[2])
     with Client(balancer.port) as client:

@@ -145,7 +145,7 @@ def test_more_clients_than_slots(system: System, worker: str, algorithm: str) ->
     backends = [system.plain_backend(delay=0.01) for _ in range(2)]
     urls = ",".join(f"{each.url};max_connections=3" for each in backends)
     balancers = fleet(system, urls, worker)
-    command = system.process("cli", "-m", "lb.cli", "algorithm", "set", algorithm, env=balancers[0].env)
+    command = system.program("cli", "lb.cli", "algorithm", "set", algorithm, env=balancers[0].env)
     assert command.wait() == 0
     load = Load([one.port for one in balancers], 40, "/x", total=1200).run()
     assert load.failures == []

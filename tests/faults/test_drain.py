@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 from websockets.sync.client import connect
 
 from tests.support.clients import Load
-from tests.support.processes import ROOT, System
+from tests.support.processes import System
 
 
 def test_a_backend_that_was_waited_for_may_be_killed(system: System) -> None:
@@ -27,13 +24,11 @@ def test_websockets_are_given_time(system: System) -> None:
     backend = system.plain_backend()
     balancer = system.balancer(backends=backend.url, env={"LB_CLIENT_STREAM_CLOSE_DELAY": "2"})
     with connect(f"ws://127.0.0.1:{balancer.port}/ws") as socket:
-        command = ("lb.cli", "backends", "drain", backend.id, "--wait", "--timeout")
-        early = subprocess.run(
-            [sys.executable, "-m", *command, "0"], capture_output=True, text=True, env=balancer.env, cwd=ROOT
-        )
+        command = ("backends", "drain", backend.id, "--wait", "--timeout")
+        early = balancer.try_lb(*command, "0")
         assert early.returncode == 1
         assert early.stderr == f"lb: {backend.id} gets no new requests, but serves 1 after 0 s\n"
         socket.send("still")
         assert socket.recv(20) == "still"
-        balancer.lb(*command[1:], "20")
+        balancer.lb(*command, "20")
         assert balancer.view.in_flight() == 0

@@ -28,9 +28,18 @@ from lb.state.keys import PoolKeys
 from lb.state.registry import Registry
 from lb.state.store import connect, store_url
 from tests.support.need import need_binary
-from tests.support.run import PATIENCE, Process, alive, clean_env, descendants, eventually, free_port
-
-ROOT = Path(__file__).parents[2]
+from tests.support.run import (
+    PATIENCE,
+    ROOT,
+    Process,
+    alive,
+    clean_env,
+    descendants,
+    eventually,
+    free_port,
+    place,
+    program,
+)
 
 #: What `-k` is given for each kind of worker; None: what the configuration says.
 WORKERS = {"gevent": None, "gthread": "gthread"}
@@ -171,7 +180,7 @@ class Balancer:
         )
         kind = WORKERS[worker]
         self._command = [
-            *(*prefix, sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")),
+            *(*prefix, *program("gunicorn", "-c", str(ROOT / "gunicorn.conf.py"))),
             *(("-k", kind) if kind else ()),
             *options,
             "lb.app",
@@ -199,7 +208,7 @@ class Balancer:
         if self._process is not None:
             self._process.wait()
         self._process = Process(
-            self.folder, self.name, *self._command, env=self.env, cwd=ROOT, stdout=self._stdout
+            self.folder, self.name, *self._command, env=self.env, cwd=place(self.folder), stdout=self._stdout
         )
 
     def start(self) -> Balancer:
@@ -248,16 +257,20 @@ class Balancer:
 
     def lb(self, *arguments: str, seconds: float = PATIENCE) -> subprocess.CompletedProcess[str]:
         """Run `lb ARGUMENTS` as it would be on this machine; it has to succeed."""
-        done = subprocess.run(
-            [sys.executable, "-m", "lb.cli", *arguments],
+        done = self.try_lb(*arguments, seconds=seconds)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    def try_lb(self, *arguments: str, seconds: float = PATIENCE) -> subprocess.CompletedProcess[str]:
+        """The same, which may fail."""
+        return subprocess.run(
+            program("lb.cli", *arguments),
             capture_output=True,
             text=True,
             env=self.env,
-            cwd=ROOT,
+            cwd=place(self.folder),
             timeout=seconds,
         )
-        assert done.returncode == 0, done.stderr
-        return done
 
     @property
     def log(self) -> list[dict[str, Any]]:
@@ -360,16 +373,25 @@ class System:
         return made
 
     def process(self, kind: str, *arguments: str, env: Mapping[str, str] | None = None) -> Process:
-        """Start `python ARGUMENTS`."""
-        made = Process(
-            self.folder, self._name(kind), sys.executable, *arguments, env=env or clean_env(), cwd=ROOT
-        )
+        """Start `python ARGUMENTS`: a part of the tests."""
+        return self._start(kind, (sys.executable, *arguments), env, ROOT)
+
+    def program(
+        self, kind: str, module: str, *arguments: str, env: Mapping[str, str] | None = None
+    ) -> Process:
+        """Start a module of the project that is tested."""
+        return self._start(kind, program(module, *arguments), env, place(self.folder))
+
+    def _start(
+        self, kind: str, command: tuple[str, ...], env: Mapping[str, str] | None, cwd: Path
+    ) -> Process:
+        made = Process(self.folder, self._name(kind), *command, env=env or clean_env(), cwd=cwd)
         self._stack.callback(made.end)
         return made
 
     def health(self, balancer: Balancer, interval: float = 0.3) -> Process:
         """Start `lb-health` for a balancer's store."""
-        return self.process("health", "-m", "lb.health.cli", "--interval", str(interval), env=balancer.env)
+        return self.program("health", "lb.health.cli", "--interval", str(interval), env=balancer.env)
 
     def plain_backend(self, port: int = 0, delay: float = 0.0) -> PlainBackend:
         """Start a backend process that counts its requests, and answers after `delay` seconds."""

@@ -15,6 +15,22 @@ from pathlib import Path
 PATIENCE = 30.0
 """How long a condition may take on a busy machine, in seconds."""
 
+UNDER_TEST = str(Path(os.environ.get("PYTHON_UNDER_TEST") or sys.executable).absolute())
+"""The interpreter of balancers and other programs that tests start: where the variable names one, that of an
+installation, as of one whose hot path is compiled."""
+
+ROOT = Path(__file__).parents[2]
+
+
+def program(module: str, *arguments: str) -> tuple[str, ...]:
+    """The command that runs a module of the project; see `place`."""
+    return (UNDER_TEST, "-m", module, *arguments)
+
+
+def place(folder: Path) -> Path:
+    """Where it is started. Python looks for modules there first: in this source tree, or else not in any."""
+    return ROOT if sys.executable == UNDER_TEST else folder
+
 
 def eventually(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
     """Wait until `condition` holds; fail saying `what` was waited for when it did not in time."""
