@@ -2,11 +2,13 @@
 
     python -m tests.faults.soak [--minutes N] [--seed S]
 
-Two balancers with two workers each share a store, three backends and two health daemons. Each fault is done
+Two balancers with two workers each share a store, three backends and two health daemons; the seed says
+whether backends that fail are ejected, or tried by every request until a probe finds out. Each fault is done
 under clients that check every answer, and mended before the next one. Printed are the seed, each fault with
 what became of the requests, and in the end what is left: requests that failed, connections that still count
-as claimed, memory that the workers have gained. The exit code is 1 when a promise was broken. The same seed
-does the same faults in the same order; what they meet is another matter.
+as claimed, memory that the workers have gained. Requests that were lost with a process that was killed are
+counted apart: those of its own clients, and no more than they can have had under way. The exit code is 1 when
+a promise was broken. The same seed does the same faults in the same order; what they meet is another matter.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -27,14 +30,33 @@ from pathlib import Path
 from lb.algorithms import names
 from lb.errors import LbError
 from lb.model import Backend
+from lb.settings import RETRY_ON
 from lb.state import decide
-from tests.faults.crowd import Crowd, exact
+from tests.faults.crowd import Crowd, exact, stage
 from tests.support.chaos import Proxy
 from tests.support.processes import Balancer, PlainBackend, System
-from tests.support.run import Process, alive, eventually
+from tests.support.run import Process, alive, descendants, eventually
 
 MEMORY = 32 * 1024 * 1024
 """Bytes that a worker may have gained in the end, however long it was."""
+
+_ON = str([*RETRY_ON, "503"])
+WAYS = (
+    f"retry = {{on = {_ON}}}\noutlier = {{enabled = true, base_ejection_time = 1}}",
+    f"retry = {{on = {_ON}, budget = 1.0}}",
+)
+"""Who fails is ejected, and the usual retries are enough; or nobody is, and each request may need one."""
+
+
+@dataclass(frozen=True)
+class Excuse:
+    """What a fault may cost the clients of one balancer; those of the others it may cost nothing."""
+
+    port: int
+    #: Requests of each client that may be cut: that which it has under way when a process dies, and so on.
+    tries: int = 1
+    #: Does nobody listen for a while?
+    away: bool = False
 
 
 @dataclass
@@ -45,8 +67,10 @@ class Report:
     requests: int = 0
     #: Answers that were not the right ones, or did not come, with no excuse.
     failed: list[str] = field(default_factory=list)
-    #: Requests that ended with the worker that had them.
+    #: Requests that ended with the process that had them.
     cut: int = 0
+    #: Connections that were refused while the balancer that was killed was not there.
+    refused: int = 0
     in_flight: int = 0
     #: Bytes that the largest worker has more than the largest one had at the start.
     gained: int = 0
@@ -64,11 +88,22 @@ class Report:
             found.append(f"a worker has gained {self.gained >> 20} MiB")
         return found
 
+    def count(self, early: Sequence[str], late: Sequence[str], clients: int, excuse: Excuse | None) -> None:
+        """What went wrong for the clients of one balancer: before all was mended, and afterwards."""
+        lost = [failure for failure in early if excuse and stage(failure)]
+        away = [failure for failure in lost if excuse and excuse.away and stage(failure) == "connecting"]
+        cut = [failure for failure in lost if stage(failure) != "connecting"]
+        most = excuse.tries * clients if excuse else 0
+        self.refused += len(away)
+        self.cut += len(cut[:most])
+        self.failed += (Counter([*early, *late]) - Counter(away) - Counter(cut[:most])).elements()
+
     def line(self) -> str:
         """All of it in one line."""
         return (
-            f"{self.faults} faults, {self.requests} requests, {len(self.failed)} failed, {self.cut} cut with "
-            f"their worker, {self.in_flight} in flight when idle, workers {self.gained / 2**20:+.1f} MiB"
+            f"{self.faults} faults, {self.requests} requests, {len(self.failed)} failed, {self.cut} cut and "
+            f"{self.refused} refused with what was killed, {self.in_flight} in flight when idle, "
+            f"workers {self.gained / 2**20:+.1f} MiB"
         )
 
 
@@ -89,12 +124,13 @@ class Soak:
         self.backends: list[PlainBackend] = [system.plain_backend() for _ in range(3)]
         self.proxy = stack.enter_context(Proxy(self.store.socket))
         urls = ", ".join(f'{{url = "{one.url}"}}' for one in self.backends)
+        how = self.chance.choice(WAYS)
         nowhere = os.open(os.devnull, os.O_WRONLY)
         stack.callback(os.close, nowhere)
         self.balancers: list[Balancer] = [
             system.balancer(
                 store=f"redis://127.0.0.1:{self.proxy.port}/0",
-                config=f'[pools.default]\nbackends = [{urls}]\nhealth = {{path = "/probe"}}\n',
+                config=f'[pools.default]\nbackends = [{urls}]\nhealth = {{path = "/probe"}}\n{how}\n',
                 workers=2,
                 stdout=nowhere,
                 wait=False,
@@ -104,6 +140,8 @@ class Soak:
         for one in self.balancers:
             one.start()
             one.ended_badly = True  # what it logs about killed workers is no matter here
+        #: What the fault that is done now may cost.
+        self.excuse: Excuse | None = None
         self.health: list[Process] = [self.daemon() for _ in range(2)]
         self.ports = [one.port for one in self.balancers]
         self.view = self.balancers[0].view
@@ -116,6 +154,10 @@ class Soak:
             lambda: "probing for the fleet" in made.err or "standing by" in made.err, "a health daemon"
         )
         return made
+
+    def excused(self, port: int) -> Excuse | None:
+        """What the fault may cost the clients of the balancer on this port."""
+        return self.excuse if self.excuse and self.excuse.port == port else None
 
     def settled(self) -> bool:
         """Is everything there and in its place?"""
@@ -147,9 +189,31 @@ class Soak:
 
     def kill_worker(self) -> None:
         """kill -9 a worker"""
-        pid = self.chance.choice(self.chance.choice(self.balancers).worker_pids)
+        one = self.chance.choice(self.balancers)
+        pid = self.chance.choice(one.worker_pids)
+        self.excuse = Excuse(one.port)
         os.kill(pid, signal.SIGKILL)
         eventually(lambda: not alive(pid), "a worker to die")
+
+    def kill_master(self) -> None:
+        """kill -9 a master, and start it anew when its workers have gone"""
+        one = self.chance.choice(self.balancers)
+        family = descendants(one.pid)
+        self.excuse = Excuse(one.port, tries=2, away=True)
+        one.send(signal.SIGKILL)
+        eventually(lambda: not any(map(alive, family)), "its workers to notice, to finish and to end")
+        one.launch()
+        one.start()
+
+    def kill_gunicorn(self) -> None:
+        """kill -9 a master with its workers, and start it anew"""
+        one = self.chance.choice(self.balancers)
+        family = descendants(one.pid)
+        self.excuse = Excuse(one.port, tries=2, away=True)
+        os.killpg(one.pid, signal.SIGKILL)
+        eventually(lambda: not any(map(alive, family)), "all of it to die")
+        one.launch()
+        one.start()
 
     def stop_worker(self) -> None:
         """stop a worker, at times for longer than its lease"""
@@ -167,6 +231,21 @@ class Soak:
     def stop_backend(self) -> None:
         """stop a backend"""
         self.stop(self.chance.choice(self.backends).process.pid, 1.5)
+
+    def reset_backend(self) -> None:
+        """let a backend reset its connections"""
+        self.fail("reset")
+
+    def busy_backend(self) -> None:
+        """let a backend answer 503"""
+        self.fail("503")
+
+    def fail(self, kind: str) -> None:
+        """Let a backend meet all requests, probes as well, with this for a while."""
+        one = self.chance.choice(self.backends)
+        one.fault(kind)
+        self.pause()
+        one.fault("")
 
     def kill_health(self) -> None:
         """kill -9 a health daemon"""
@@ -252,9 +331,13 @@ def faults(soak: Soak) -> list[Fault]:
     """All of them."""
     return [
         soak.kill_worker,
+        soak.kill_master,
+        soak.kill_gunicorn,
         soak.stop_worker,
         soak.kill_backend,
         soak.stop_backend,
+        soak.reset_backend,
+        soak.busy_backend,
         soak.kill_health,
         soak.kill_store,
         soak.stop_store,
@@ -299,25 +382,31 @@ def _round(soak: Soak, fault: Fault, report: Report, at: float) -> None:
     """One fault under a load of its own, so that what is kept of that is bounded."""
     about = str(fault.__doc__)
     report.faults += 1
-    crowd = Crowd(soak.ports)
+    crowds = [Crowd([port], 4, 2) for port in soak.ports]
+    soak.excuse = None
+    known = len(report.failed)
     try:
-        with crowd.running():
-            crowd.more(50)
+        with ExitStack() as load:
+            for crowd in crowds:
+                load.enter_context(crowd.running())
+                crowd.more(20)
             fault()
             eventually(soak.settled, "the system to be as before", 90)
-            crowd.more(50)
-        cut = 0
-        if fault == soak.kill_worker:
-            cut = min(crowd.only_cut(), crowd.clients)
-        report.cut += cut
-        report.failed += [f"{about}: {failure}" for failure in crowd.failures[cut:]]
+            early = [crowd.failures for crowd in crowds]
+            for crowd in crowds:
+                crowd.more(20)
+        for crowd, port, before in zip(crowds, soak.ports, early, strict=True):
+            late = (Counter(crowd.failures) - Counter(before)).elements()
+            report.count(before, list(late), crowd.clients, soak.excused(port))
+        report.failed[known:] = [f"{about}: {failure}" for failure in report.failed[known:]]
         soak.balancers[0].idle()
     except AssertionError as exc:
         report.broken.append(f"{about}: {exc}")
         with contextlib.suppress(LbError):
             report.in_flight = soak.view.in_flight()
-    report.requests += crowd.done
-    print(f"{int(at) // 60:3}:{int(at) % 60:02}  {about:50}  {crowd.figures()}", flush=True)
+    report.requests += sum(crowd.done for crowd in crowds)
+    figures = "; ".join(crowd.figures() for crowd in crowds)
+    print(f"{int(at) // 60:3}:{int(at) % 60:02}  {about:60}  {figures}", flush=True)
 
 
 def main(arguments: Sequence[str]) -> int:
