@@ -629,6 +629,9 @@ def test_it_is_not_dropped_where_that_is_not_safe(make: Make, method: str) -> No
         assert proxy.call(method, proxy.client_body(4, b"body")) == (503, b"busy")
         assert proxy.call("PUT", proxy.client_body(CHUNKED, b"4\r\nbody\r\n0\r\n\r\n"))[0] == 200
         assert len(bad.requests) + len(good.requests) == 2
+        # Without a body there is nothing that could not be sent again, and yet it may not.
+        assert proxy.call(method) == (503, b"busy")
+        assert len(bad.requests) + len(good.requests) == 3
 
 
 def test_the_budget_is_used_up(make: Make) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 from lb.accesslog import Entry
 from lb.errors import ClientGone, UpstreamClosed
+from lb.model import Backend as Member
+from lb.model import Breaker, PoolSettings, Snapshot
 from lb.proxy.conn import NEVER, Reactor
 from lb.proxy.hedge import ENOUGH, Quantile
 from lb.settings import DecisionSettings, HedgeSettings
@@ -208,6 +211,71 @@ def test_nor_a_post_that_may_be_repeated(make: Make) -> None:
         assert len(second.requests) == 0
 
 
+def test_nor_what_becomes_a_tunnel(make: Make) -> None:
+    """Two backends would each begin a conversation."""
+    with several(held, serve()) as (first, second):
+        proxy = make(first, second, hedge=FAST)
+        gevent.spawn_later(0.2, first.may_go_on.release)
+        entry = Entry(0.0, "id", "1.2.3.4", "GET", "h", "/x")
+        head = b"GET /x HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+        answer = in_greenlet(lambda: proxy.forwarder.forward(entry, head, None, 0.0, upgrade=True))
+        assert answer.whole() == b"slow"
+        assert len(second.requests) == 0
+
+
+def test_nor_a_request_that_probes(make: Make) -> None:
+    """Who is ejected has to answer itself: another one's answer would say that it is well."""
+    with several(serve(), held) as (other, out):
+        proxy = make(other, out, hedge=FAST)
+        member = Member(id=out.url, url=out.url, breaker=Breaker(open=True, until=5.0))
+        proxy.guard.update(Snapshot("p", 1, PoolSettings(), {out.url: member}))
+        proxy.guard.arm((out.url,))
+        gevent.spawn_later(0.2, out.may_go_on.release)
+        assert proxy.call() == (200, b"slow")
+        assert [(event.name, event.what) for event in proxy.claims.told] == [(out.url, "succeeded")]
+        assert len(other.requests) == 0
+
+
+def test_interim_answers_are_those_of_the_first(make: Make) -> None:
+    """Of two backends they would be a mixture, which may belong to the answer of neither."""
+
+    def hints(peer: Peer) -> None:
+        if peer.read_request() is not None:
+            peer.send(head_of(103, f"Link: </{peer.backend.port}>"))
+            peer.wait_closed()
+
+    def hints_and_answers(peer: Peer) -> None:
+        if peer.read_request() is not None:
+            peer.send(head_of(103, "Link: </first>"))
+            peer.backend.may_go_on.acquire(timeout=20)
+            peer.send(ok(b"slow"))
+
+    with several(hints_and_answers, hints) as (first, second):
+        proxy, heads = make(first, second, hedge=FAST), list[bytes]()
+
+        def go() -> None:
+            while not second.requests:
+                gevent.sleep(0.005)
+            gevent.sleep(0.05)  # its hints are on their way; a mistake shows, if not each time
+            first.may_go_on.release()
+
+        gevent.spawn(go)
+        entry = Entry(0.0, "id", "1.2.3.4", "GET", "h", "/x")
+        head = b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n"
+        answer = in_greenlet(lambda: proxy.forwarder.forward(entry, head, None, 0.0, heads.append))
+        assert answer.whole() == b"slow"
+        assert [b"</first>" in one for one in heads] == [True]
+
+
+def test_nobody_else_is_no_reason_to_take_a_retry(make: Make) -> None:
+    with Backend(held) as only:
+        proxy = make(only, hedge=FAST, budget=0, budget_min=0)
+        proxy.forwarder.update(Snapshot("p", 1, PoolSettings(), {only.url: Member(only.url, only.url)}))
+        gevent.spawn_later(0.2, only.may_go_on.release)
+        assert proxy.call() == (200, b"slow")
+        assert proxy.forwarder._budget.refused == 0
+
+
 def test_who_goes_away_ends_both(make: Make, reactor: Reactor) -> None:
     with several(stall, stall) as backends:
         proxy = make(*backends, hedge=FAST)
@@ -228,6 +296,65 @@ def test_who_goes_away_ends_both(make: Make, reactor: Reactor) -> None:
         in_greenlet(run)
         for one in backends:
             assert one.closed.acquire(timeout=20)
+
+
+def test_who_was_outrun_before_it_was_heard_is_sent_nothing(make: Make) -> None:
+    heard: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, Backend() as good:
+        place = listener.getsockname()
+        fillers = [socket.socket() for _ in range(8)]
+        for one in fillers:
+            one.setblocking(False)
+            one.connect_ex(place)
+        names = {one.getsockname() for one in fillers}
+
+        def hear() -> None:
+            name = next(iter(names))
+            while name in names:
+                conn, name = listener.accept()
+                with conn:
+                    if name not in names:
+                        heard.append(conn.recv(1000))
+
+        proxy = make(f"http://127.0.0.1:{place[1]}", good, hedge=FAST, connect=15)
+        assert proxy.call() == (200, b"ok")
+        listener.settimeout(15)
+        thread = threading.Thread(target=hear)
+        thread.start()
+        until(lambda: heard, "the connection that nobody needs any more")
+        thread.join()
+        for one in fillers:
+            one.close()
+    assert heard == [b""]
+
+
+def test_of_two_answers_at_once_the_other_one_is_closed(make: Make) -> None:
+    sent = threading.Semaphore(0)
+
+    def large(peer: Peer) -> None:
+        if peer.read_request() is not None:
+            peer.backend.may_go_on.acquire(timeout=20)
+            peer.send(head_of(200, "Content-Length: 300000") + b"y" * 1000)
+            sent.release()
+            peer.wait_closed()
+
+    with several(large, large) as backends:
+        proxy = make(*backends, hedge=FAST)
+
+        def go() -> None:
+            while not all(one.requests for one in backends):
+                gevent.sleep(0.005)
+            for one in backends:
+                one.may_go_on.release()
+            # While this stands still nobody reads: both are there when the loop looks again.
+            assert all(sent.acquire(timeout=20) for _ in backends)
+
+        gevent.spawn(go)
+        answer = proxy.forward()
+        winner = answer.backend.url
+        (other,) = (one for one in backends if one.url != winner)
+        until(lambda: other.closed.acquire(blocking=False), "its connection to be closed")
+        answer.close()
 
 
 def test_it_is_told(make: Make) -> None:
