@@ -227,16 +227,19 @@ class Proxy:
 class Make:
     """Makes proxies of one kind, closes them, and looks that every claim was given back."""
 
-    def __init__(self, reactor: Reactor | None, folder: Path) -> None:
+    def __init__(
+        self, reactor: Reactor | None, folder: Path, connect: float = 0.3, response: float = 5.0
+    ) -> None:
         self._reactor, self._folder = reactor, folder
+        self._connect, self._response = connect, response
         self._made: list[Proxy] = []
 
     def __call__(
         self,
         *backends: Backend | str,
         attempts: int = 3,
-        connect: float = 0.3,
-        response: float = 5.0,
+        connect: float | None = None,
+        response: float | None = None,
         tls: UpstreamTls = UpstreamTls(),  # noqa: B008 - frozen
         decisions: DecisionSettings | None = None,
         deadline: float = 0.0,
@@ -246,7 +249,11 @@ class Make:
         urls = [one if isinstance(one, str) else one.url for one in backends]
         config = PoolConfig(
             retry=RetrySettings(attempts=attempts, **retry),
-            timeouts=TimeoutSettings(connect=connect, response=response, idle=5.0),
+            timeouts=TimeoutSettings(
+                connect=self._connect if connect is None else connect,
+                response=self._response if response is None else response,
+                idle=5.0,
+            ),
             tls=tls,
             hedge=hedge,
         )

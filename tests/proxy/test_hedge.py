@@ -75,7 +75,8 @@ def test_it_follows_what_changes() -> None:
 
 @pytest.fixture
 def make(reactor: Reactor, tmp_path: Path) -> Iterator[Make]:
-    made = Make(reactor, tmp_path)
+    # A connection that was too slow on a busy machine is one that a test waits for in vain.
+    made = Make(reactor, tmp_path, connect=20, response=20)
     yield made
     for proxy in made._made:
         until(lambda proxy=proxy: sorted(proxy.claims.released) == sorted(proxy.claims.claimed), "claims")  # type: ignore[misc]
@@ -175,6 +176,41 @@ def test_a_failure_before_is_a_retry_as_ever(make: Make) -> None:
     with several(reset_unanswered, reset_unanswered) as backends:
         proxy = make(*backends, hedge=HedgeSettings(enabled=True, after=10))
         proxy.fails(UpstreamClosed)
+
+
+def test_both_fail_and_the_first_says_why(make: Make) -> None:
+    """The claims of both are given back."""
+
+    def waits(peer: Peer) -> None:
+        if peer.read_request() is not None:
+            peer.backend.may_go_on.acquire(timeout=20)
+            peer.reset()
+
+    def nonsense(peer: Peer) -> None:
+        if peer.read_request() is not None:
+            peer.backend.may_go_on.acquire(timeout=20)
+            peer.send(b"nonsense\r\n\r\n")
+
+    with several(waits, nonsense) as (first, second):
+        proxy = make(first, second, hedge=FAST, attempts=1)
+
+        def go() -> None:
+            while not second.requests:
+                gevent.sleep(0.005)
+            for one in (first, second):
+                one.may_go_on.release()
+
+        gevent.spawn(go)
+        proxy.fails(UpstreamClosed)
+        assert sorted(proxy.claims.claimed) == sorted([first.url, second.url])
+
+
+def test_who_has_failed_already_is_not_asked_besides(make: Make) -> None:
+    with several(reset_unanswered, held) as (bad, slow):
+        proxy = make(bad, slow, hedge=HedgeSettings(enabled=True, after=0.1))
+        gevent.spawn_later(0.4, slow.may_go_on.release)
+        assert proxy.call() == (200, b"slow")
+        assert proxy.claims.claimed == [bad.url, slow.url]
 
 
 def test_never_beyond_the_budget(make: Make) -> None:
