@@ -227,19 +227,16 @@ class Proxy:
 class Make:
     """Makes proxies of one kind, closes them, and looks that every claim was given back."""
 
-    def __init__(
-        self, reactor: Reactor | None, folder: Path, connect: float = 0.3, response: float = 5.0
-    ) -> None:
+    def __init__(self, reactor: Reactor | None, folder: Path) -> None:
         self._reactor, self._folder = reactor, folder
-        self._connect, self._response = connect, response
         self._made: list[Proxy] = []
 
     def __call__(
         self,
         *backends: Backend | str,
         attempts: int = 3,
-        connect: float | None = None,
-        response: float | None = None,
+        connect: float = 20.0,
+        response: float = 20.0,
         tls: UpstreamTls = UpstreamTls(),  # noqa: B008 - frozen
         decisions: DecisionSettings | None = None,
         deadline: float = 0.0,
@@ -249,11 +246,7 @@ class Make:
         urls = [one if isinstance(one, str) else one.url for one in backends]
         config = PoolConfig(
             retry=RetrySettings(attempts=attempts, **retry),
-            timeouts=TimeoutSettings(
-                connect=self._connect if connect is None else connect,
-                response=self._response if response is None else response,
-                idle=5.0,
-            ),
+            timeouts=TimeoutSettings(connect=connect, response=response, idle=5.0),
             tls=tls,
             hedge=hedge,
         )
@@ -694,7 +687,7 @@ def test_no_try_begins_after_the_requests_time(make: Make) -> None:
 
 def test_not_accepted_in_time_is_nothing_sent(make: Make) -> None:
     with deaf() as url, Backend() as good:
-        proxy = make(url, good)
+        proxy = make(url, good, connect=0.3)
         assert proxy.call("POST", proxy.client_body(4, b"body")) == (200, b"ok")
 
 
@@ -757,7 +750,7 @@ def test_the_last_fault_is_the_answer(
 
 def test_nothing_to_connect_to_in_time(make: Make) -> None:
     with deaf() as url:
-        assert make(url).fails(ConnectTimeout).status == 504
+        assert make(url, connect=0.3).fails(ConnectTimeout).status == 504
 
 
 # What the client does.

@@ -75,8 +75,7 @@ def test_it_follows_what_changes() -> None:
 
 @pytest.fixture
 def make(reactor: Reactor, tmp_path: Path) -> Iterator[Make]:
-    # A connection that was too slow on a busy machine is one that a test waits for in vain.
-    made = Make(reactor, tmp_path, connect=20, response=20)
+    made = Make(reactor, tmp_path)
     yield made
     for proxy in made._made:
         until(lambda proxy=proxy: sorted(proxy.claims.released) == sorted(proxy.claims.claimed), "claims")  # type: ignore[misc]
@@ -104,7 +103,7 @@ def test_a_fast_answer_needs_no_hedge(make: Make) -> None:
 @pytest.mark.parametrize("kind", ["stalls", "deaf"])
 def test_the_other_backend_answers_first(make: Make, kind: str) -> None:
     with Backend(stall) as slow, deaf() as unheard, Backend() as good:
-        proxy = make(slow if kind == "stalls" else unheard, good, hedge=FAST, connect=0.5)
+        proxy = make(slow if kind == "stalls" else unheard, good, hedge=FAST)
         assert proxy.call() == (200, b"ok")
         (entry,) = proxy.logged()
         assert entry["backend"] == good.url
@@ -259,6 +258,15 @@ def test_nor_what_becomes_a_tunnel(make: Make) -> None:
         assert len(second.requests) == 0
 
 
+def test_nor_one_of_a_client_that_belongs_to_a_backend(make: Make) -> None:
+    with several(held, serve()) as (first, second):
+        proxy = make(first, second, hedge=FAST)
+        gevent.spawn_later(0.2, first.may_go_on.release)
+        answer = proxy.forward(own=first.url)
+        assert answer.whole() == b"slow"
+        assert len(second.requests) == 0
+
+
 def test_nor_a_request_that_probes(make: Make) -> None:
     """Who is ejected has to answer itself: another one's answer would say that it is well."""
     with several(serve(), held) as (other, out):
@@ -352,7 +360,7 @@ def test_who_was_outrun_before_it_was_heard_is_sent_nothing(make: Make) -> None:
                     if name not in names:
                         heard.append(conn.recv(1000))
 
-        proxy = make(f"http://127.0.0.1:{place[1]}", good, hedge=FAST, connect=15)
+        proxy = make(f"http://127.0.0.1:{place[1]}", good, hedge=FAST)
         assert proxy.call() == (200, b"ok")
         listener.settimeout(15)
         thread = threading.Thread(target=hear)

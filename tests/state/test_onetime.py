@@ -12,6 +12,7 @@ import redis
 from lb.errors import StoreUnavailable
 from lb.settings import IdempotencySettings
 from lb.state.keys import PoolKeys
+from lb.state.lease import LEASE
 from lb.state.onetime import UNTOLD, Begun, Entries
 from lb.state.registry import Registry
 from lb.state.store import connect
@@ -80,6 +81,17 @@ def test_who_takes_over_from_the_dead_is_not_overtaken(registry: Registry) -> No
     assert taker.begin("k", OTHER)[0] is Begun.RUNNING
     taker.end("k", OTHER, second, b"right")
     assert taker.begin("k", OTHER)[0] == b"right"
+
+
+def test_who_has_been_silent_for_a_lease_counts_as_dead(registry: Registry, client: redis.Redis) -> None:
+    alive(registry, "w", "v")
+    first, other = entries(registry), entries(registry, "v")
+    assert first.begin("k", FIRST)[0] is Begun.YOURS
+    # Some seconds may pass until the script looks at its clock.
+    client.zadd(KEYS.workers, {"w": registry.now() - LEASE + 4})
+    assert other.begin("k", FIRST)[0] is Begun.RUNNING
+    client.zadd(KEYS.workers, {"w": registry.now() - LEASE - 0.1})
+    assert other.begin("k", FIRST)[0] is Begun.YOURS
 
 
 def test_an_entry_is_forgotten_in_time(registry: Registry, client: redis.Redis) -> None:
