@@ -111,6 +111,16 @@ def test_an_entry_is_forgotten_in_time(registry: Registry, client: redis.Redis) 
     assert client.hkeys(KEYS.once) in ([b"_bytes"], [])
 
 
+def test_one_that_is_over_is_not_known_though_others_are_swept_first(registry: Registry) -> None:
+    alive(registry, "w")
+    one = entries(registry, ttl=2)
+    for number in range(80):
+        one.end(f"k{number}", FIRST, one.begin(f"k{number}", FIRST)[1], b"answer")
+    over = registry.now() + 2
+    eventually(lambda: registry.now() > over, "all to be over")
+    assert one.begin("k79", OTHER)[0] is Begun.YOURS
+
+
 def test_memory_is_bounded(registry: Registry, client: redis.Redis) -> None:
     alive(registry, "w")
     one = entries(registry, memory=20_000)
@@ -130,6 +140,14 @@ def test_memory_is_bounded(registry: Registry, client: redis.Redis) -> None:
     alive(registry, "w")
     one.end("large", FIRST, one.begin("large", FIRST)[1], b"x" * 30_000)
     assert one.begin("large", FIRST)[0] is Begun.NOT_KEPT
+
+
+def test_who_takes_over_needs_no_more_room(registry: Registry) -> None:
+    alive(registry, "v")
+    dead, taker = entries(registry, memory=340), entries(registry, "v", memory=340)
+    assert dead.begin("k", FIRST)[0] is Begun.YOURS
+    assert taker.begin("another", FIRST)[0] is Begun.FULL
+    assert taker.begin("k", FIRST)[0] is Begun.YOURS
 
 
 def test_the_sum_is_exact(registry: Registry, client: redis.Redis) -> None:
