@@ -144,7 +144,7 @@ def test_memory_is_bounded(registry: Registry, client: redis.Redis) -> None:
 
 def test_who_takes_over_needs_no_more_room(registry: Registry) -> None:
     alive(registry, "v")
-    dead, taker = entries(registry, memory=340), entries(registry, "v", memory=340)
+    dead, taker = entries(registry, memory=336), entries(registry, "v", memory=336)
     assert dead.begin("k", FIRST)[0] is Begun.YOURS
     assert taker.begin("another", FIRST)[0] is Begun.FULL
     assert taker.begin("k", FIRST)[0] is Begun.YOURS
