@@ -145,6 +145,13 @@ def test_bodies_in_chunks_and_after_a_100(pair: Pair) -> None:
             assert client.read_answer("POST").body == b"1:abcd"
     (found,) = pair.backend.requests
     assert (found.body, found.values("Expect")) == (b"abcd", [])
+    # Of an empty one there is the end only, and the connection can be used again.
+    with Client(pair.both[0].port) as client:
+        for number in (2, 3):
+            key = f"Idempotency-Key: {number}"
+            client.send(request("POST", "/c", key, "Transfer-Encoding: chunked") + chunked())
+            assert client.read_answer("POST").body == b"%d:" % number
+    assert pair.backend.connections <= 2  # one of each worker that was asked
 
 
 def test_what_is_too_large(pair: Pair) -> None:

@@ -121,6 +121,17 @@ def test_one_that_is_over_is_not_known_though_others_are_swept_first(registry: R
     assert one.begin("k79", OTHER)[0] is Begun.YOURS
 
 
+def test_a_shorter_time_does_not_end_what_was_promised_for_longer(
+    registry: Registry, client: redis.Redis
+) -> None:
+    alive(registry, "w")
+    for ttl in (86400, 10):
+        one = entries(registry, ttl=ttl)
+        one.end(f"k{ttl}", FIRST, one.begin(f"k{ttl}", FIRST)[1], b"answer")
+    for key in (KEYS.once, KEYS.once_until):
+        assert client.ttl(key) > 80000
+
+
 def test_memory_is_bounded(registry: Registry, client: redis.Redis) -> None:
     alive(registry, "w")
     one = entries(registry, memory=20_000)
@@ -185,7 +196,7 @@ def test_nothing_is_begun_while_the_store_is_away() -> None:
         entries(None).begin("k", FIRST)
 
 
-def test_what_could_not_be_told_is_told_later(registry: Registry) -> None:
+def test_what_could_not_be_told_is_told_later(registry: Registry, client: redis.Redis) -> None:
     alive(registry, "w")
     away: list[Registry | None] = [registry]
     one = Entries("p", "w", IdempotencySettings(), lambda: away[0])
@@ -199,3 +210,6 @@ def test_what_could_not_be_told_is_told_later(registry: Registry) -> None:
     assert one.begin("k0", FIRST)[0] == b"answer"
     assert one.begin("k1", FIRST)[0] is Begun.YOURS
     assert one.begin(f"k{UNTOLD}", FIRST)[0] is Begun.NOT_KEPT  # no more than so many answers are held
+    client.config_resetstat()
+    one.beat(registry)
+    assert "cmdstat_evalsha" not in client.info("commandstats")  # it was told once
