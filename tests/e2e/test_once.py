@@ -20,6 +20,7 @@ from tests.support.backends import (
     close_unanswered,
     head_of,
     ok,
+    once,
     serve,
 )
 from tests.support.clients import Answer, Client, request
@@ -248,6 +249,22 @@ def test_who_went_away_comes_back_for_the_answer(pair: Pair) -> None:
     assert [one.method for one in pair.backend.requests].count("POST") == 1
 
 
+def test_a_requests_time_does_not_end_it_and_ends_the_next(system: System) -> None:
+    """On one connection: what is begun is carried out, and a request without a key is one like any other."""
+    with Backend(held) as backend:
+        config = CONFIG.format(backends=f'{{url = "{backend.url}"}}')
+        balancer = system.balancer(config=config, env={"LB_CLIENT_REQUEST_TIMEOUT": "0.5"})
+        with Client(balancer.port) as keyed, Client(balancer.port) as plain:
+            keyed.send(request("POST", "/pay", KEY, "Content-Length: 1") + b"x")
+            eventually(lambda: backend.requests, "the one with a key to run")
+            # This one began later, so the other one's time is over when its own is.
+            assert problem(plain.call("GET", "/slow"))[0] == 504
+            backend.may_go_on.release()
+            assert keyed.read_answer("POST").body == b"done"
+            assert problem(keyed.call("GET", "/slow"))[0] == 504
+        backend.may_go_on.release(10)
+
+
 def test_answers_that_are_not_the_last_word(pair: Pair) -> None:
     pair.backend.script = serve(answer_of(503, b"later"))
     assert pair.call().status == 503
@@ -258,6 +275,18 @@ def test_answers_that_are_not_the_last_word(pair: Pair) -> None:
     assert pair.call().status == 500
     pair.backend.script = counting
     assert pair.call().body == b"broken"  # that is one
+
+
+def test_an_answer_that_breaks_off_was_one(pair: Pair) -> None:
+    """It was carried out, whatever came of its answer: nobody may do it again."""
+    pair.both[0].tracebacks = pair.worker == "gthread"
+    pair.backend.script = once(head_of(201, "Content-Length: 100") + b"half")
+    with Client(pair.both[0].port) as client:
+        client.send(request("POST", "/pay", KEY, ALICE, "Content-Length: 1") + b"x")
+        assert not client.read_answer("POST").complete
+    pair.backend.script = counting
+    assert problem(pair.call("POST", "/pay", b"x")) == (409, "idempotency_not_kept")
+    assert len(pair.backend.requests) == 1
 
 
 def test_it_may_be_tried_on_another_backend(system: System) -> None:
@@ -360,10 +389,12 @@ def test_the_log_tells(own_pair: Pair) -> None:
     def entries() -> list[dict[str, object]]:
         return [entry for one in own_pair.both for entry in one.log if entry["target"] == "/told"]
 
-    own_pair.call("POST", "/told", b"x")
-    own_pair.call("POST", "/told", b"x")
-    eventually(lambda: len(entries()) == 2, "the entries")
-    first, again = sorted(entries(), key=lambda entry: str(entry.get("code", "")))
+    for body in (b"x", b"x", b"y"):
+        own_pair.call("POST", "/told", body)
+    eventually(lambda: len(entries()) == 3, "the entries")
+    first, again, other = sorted(entries(), key=lambda entry: str(entry.get("code", "")))
+    assert {entry["pool"] for entry in (first, again, other)} == {"default"}
+    assert (other["status"], other["code"]) == (422, "idempotency_reused")
     assert first["backend"] == own_pair.backend.id
     assert (again["status"], again["code"], again["bytes"]) == (201, "idempotency_replayed", 3)
     assert "backend" not in again
