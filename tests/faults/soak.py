@@ -43,7 +43,7 @@ MEMORY = 32 * 1024 * 1024
 _ON = str([*RETRY_ON, "503"])
 WAYS = (
     f"retry = {{on = {_ON}}}\noutlier = {{enabled = true, base_ejection_time = 1}}",
-    f"retry = {{on = {_ON}, budget = 1.0}}",
+    f"retry = {{on = {_ON}, budget = 1.0}}\noutlier = {{enabled = false}}",
 )
 """Who fails is ejected, and the usual retries are enough; or nobody is, and each request may need one."""
 
