@@ -10,7 +10,7 @@ from math import isnan
 import pytest
 
 from lb.scoreboard import STALE, VARIABLE, Figures, Place, Scoreboard, alone, inherited
-from tests.support.processes import ROOT
+from tests.support.run import ROOT
 
 NOW = 1000.0
 

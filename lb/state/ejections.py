@@ -56,7 +56,7 @@ class Ejections:
         for one in claims.values():
             names: tuple[str, ...] = ()
             if any(backend.breaker.open for backend in one.snapshot.backends.values()):
-                names = outlier.due(one.snapshot, _now(registry))
+                names = outlier.due(one.snapshot, _now(registry), one.zone)
             one.guard.arm(names)
 
     def stop(self) -> None:

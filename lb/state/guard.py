@@ -23,7 +23,7 @@ from lb.errors import (
 )
 from lb.model import Snapshot
 from lb.state.keys import PoolKeys
-from lb.state.outlier import LATELY, Counts, may_eject, why
+from lb.state.outlier import LATELY, PATIENCE, Counts, may_eject, why
 from lb.state.scripts import OUTLIER_SHA, PROBE_SHA
 
 FINE, VOID, FAILED, LOST, GONE = range(5)
@@ -32,9 +32,6 @@ failures: it answered, and badly; its connection broke or it kept silent; there 
 """
 
 Argument = str | int | float | bytes | memoryview
-
-PATIENCE = 10.0
-"""Seconds for which a backend waits for a probing request that can be repeated; then any will do."""
 
 NEVER = 1e300
 

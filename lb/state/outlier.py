@@ -18,6 +18,11 @@ from lb.state.decide import NOTHING, Change, Decider
 LATELY = 2.0
 """Windows for which it counts that a backend's last request failed: the next window begins with a failure."""
 
+PATIENCE = 10.0
+"""Seconds for which a backend waits for a probing request that does least harm: one of its own zone, one that
+can be repeated; then any will do.
+"""
+
 OTHERS = 16
 """So many others are looked at, drawn by chance, for one that does better."""
 
@@ -152,9 +157,15 @@ def _probed(name: str, until: float, then: Callable[[Backend, OutlierPolicy], Br
     return decide
 
 
-def due(snapshot: Snapshot, now: float) -> tuple[str, ...]:
-    """The backends that wait for their probing request: half-open, and nothing else is in the way."""
-    return tuple(name for name, one in snapshot.backends.items() if one.ejected and one.breaker.until <= now)
+def due(snapshot: Snapshot, now: float, zone: str = "") -> tuple[str, ...]:
+    """The backends that wait for a probing request from `zone` ("": from none): half-open, and nothing else
+    is in the way. Who is in another zone is probed from there, unless nobody does.
+    """
+    return tuple(
+        name
+        for name, one in snapshot.backends.items()
+        if one.ejected and now >= one.breaker.until + (PATIENCE if zone and one.zone not in ("", zone) else 0)
+    )
 
 
 def _opened(policy: OutlierPolicy, times: int, reason: str, now: float) -> Breaker:

@@ -19,8 +19,8 @@ from lb import __version__
 from lb.control.metrics import FAMILIES, OPEN, TEXT
 from tests.support.backends import Backend, close_unanswered, in_steps, ok, several
 from tests.support.clients import Answer, Client, Load, get, request
-from tests.support.processes import ROOT, Balancer, System
-from tests.support.run import alive, eventually
+from tests.support.processes import Balancer, System
+from tests.support.run import ROOT, alive, eventually
 
 KINDS = ["gevent", "gthread"]
 LABELS = {"pool", "backend", "state", "algorithm", "version"}

@@ -177,6 +177,16 @@ def test_who_waits_for_a_probe() -> None:
     assert due(snapshot, 130.0) == ("b0",)
 
 
+def test_who_is_probed_from_another_zone() -> None:
+    """Only if nobody of its own has done so for a while."""
+    snapshot = after(changed(pool(2), "b0", zone="east"), outlier.eject("b0", "", 100.0))
+    assert due(snapshot, 130.0, "east") == due(snapshot, 130.0) == ("b0",)
+    assert due(snapshot, 130.0 + outlier.PATIENCE - 0.1, "west") == ()
+    assert due(snapshot, 130.0 + outlier.PATIENCE, "west") == ("b0",)
+    nowhere = after(pool(2), outlier.eject("b0", "", 100.0))
+    assert due(nowhere, 130.0, "west") == ("b0",)
+
+
 def test_who_is_mended_may_be_probed_at_once() -> None:
     snapshot = after(pool(2), outlier.eject("b0", "why", 100.0))
     for late in (
