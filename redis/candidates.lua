@@ -3,11 +3,9 @@
 -- What an answer may cost at most that nobody has seen yet: a newcomer gets one request, not all of them.
 local UNSEEN = 1e6
 
--- The peak EWMA of a backend's latency as it is now.
+-- The peak EWMA of how long a backend takes, as it is now.
 local function latency_of(n)
-  if not latency[n] then return 0 end
-  local cost, at = unpack_record(LATENCY, latency[n])
-  return cost * math.exp(-math.max(0, now - at) / DECAY)
+  return cost[n] and cost[n] * math.exp(-math.max(0, now - since[n]) / DECAY) or 0
 end
 
 -- Is it one of those who stand in the order, or will when they are free again?
@@ -50,8 +48,8 @@ local function best_of(claim)
       else
         local load
         if kind == 't' then
-          local cost = latency_of(n)
-          load = (inflight[n] + 1) * (cost > 0 and cost or inflight[n] > 0 and UNSEEN or 0)
+          local takes = latency_of(n)
+          load = (inflight[n] + 1) * (takes > 0 and takes or inflight[n] > 0 and UNSEEN or 0)
           if ramping then load = load / ramp(slow[n], now) end
         else
           load = load_of(n, true)

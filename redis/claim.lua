@@ -49,8 +49,10 @@ local plain = claims - (#ARGV - first_spec + 1)
 
 -- What is known of backends stands in arrays, each backend by its number, in the order in which it was met.
 local ids, index, total, known = {}, {}, 0, 0
-local inflight, requests, weight, cap, saved, mine, report, latency, slow = {}, {}, {}, {}, {}, {}, NONE, NONE, NONE
-local score, changed, moved, full, filled, slower = {}, {}, {}, {}, {}, NONE
+local inflight, requests, weight, cap, saved, mine, report, slow = {}, {}, {}, {}, {}, {}, NONE, NONE
+local score, changed, moved, full, filled = {}, {}, {}, {}, {}
+-- The peak EWMA of how long each takes, and when that was worked out.
+local cost, since = NONE, NONE
 -- Where each is at home, the score with which it left the order there, and is that a new one?
 local home, kept, left_home = NONE, NONE, NONE
 -- Connections under way at those who stand in the order of this zone, and by how many all zones' have changed.
@@ -150,13 +152,14 @@ local least, weighted, reported = rules(own_kind)
 local turns, floor, last = tonumber(seen[3]) or 0, tonumber(seen[4]) or 0, seen[5] or ''
 local everything, waiting = tonumber(seen[6]) or 0, seen[10]
 nearby = tonumber(seen[11]) or 0
+if timed and cost == NONE then cost, since = {}, {} end
 local now = (timed or reported or seen[8]) and seconds()
 -- Is anybody in a slow start, or was since the order was last used?
 local ramping = seen[8] and now < tonumber(seen[8])
 local ramped = seen[8] and not ramping
 
 local read_more
-if timed or reported or ramping or orders then
+if reported or ramping or orders then
 -- @include more
 end
 
@@ -185,17 +188,12 @@ for j = 1, #given do
   local n = given[j]
   local back = give[n]
   if back > mine[n] then back = mine[n] end
-  if longest[n] and weight[n] ~= GONE then
-    -- The peak EWMA of its latency: a peak counts at once and fades (Finagle's PeakEwma).
-    local cost = 0
-    if latency[n] then
-      local before_it, at = unpack_record(LATENCY, latency[n])
-      local keep = math.exp(-math.max(0, now - at) / DECAY)
-      cost = before_it * keep + took[n] * (1 - keep)
-    end
-    latency[n], slower[n] = pack(LATENCY, math.max(cost, longest[n]), now), true
-  end
   if back > 0 then
+    if longest[n] and weight[n] ~= GONE then
+      -- A peak counts at once and fades (Finagle's PeakEwma).
+      local keep = cost[n] and math.exp(-math.max(0, now - since[n]) / DECAY)
+      cost[n], since[n] = math.max(keep and cost[n] * keep + took[n] * (1 - keep) or 0, longest[n]), now
+    end
     changed[n] = true
     mine[n] = mine[n] - back
     local count = inflight[n]
@@ -346,10 +344,12 @@ for n = 1, total do
       leases[at + 1], leases[at + 2] = id, mine[n]
     end
     if weight[n] == GONE and inflight[n] == 0 then
-      for _, prefix in ipairs({ '', '_e', '_s', '_u', '_o' }) do gone[#gone + 1] = prefix .. id end
+      for _, prefix in ipairs({ '', '_s', '_u', '_o' }) do gone[#gone + 1] = prefix .. id end
     else
       local at = #sets
-      sets[at + 1], sets[at + 2] = id, pack(RECORD, inflight[n], requests[n], weight[n], cap[n], saved[n])
+      sets[at + 1] = id
+      sets[at + 2] = cost[n] and pack(TIMED, inflight[n], requests[n], weight[n], cap[n], saved[n], cost[n], since[n])
+        or pack(RECORD, inflight[n], requests[n], weight[n], cap[n], saved[n])
     end
     if left_home[n] or (full[n] and left == kept) then
       local at = #sets
@@ -361,10 +361,6 @@ for n = 1, total do
       local at = #adds
       adds[at + 1], adds[at + 2] = score[n], id
     end
-  end
-  if slower[n] then
-    local at = #sets
-    sets[at + 1], sets[at + 2] = '_e' .. ids[n], latency[n]
   end
 end
 if next(changed) then

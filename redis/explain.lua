@@ -49,17 +49,17 @@ end
 local head = call('HMGET', state, canary and '_ca' or '_a', '_t')
 local seen, now = { head[1] or 'turns', tonumber(head[2]) or 0 }, seconds()
 local fields = {}
-for _, field in ipairs({ '', '_e', '_s', '_u' }) do
+for _, field in ipairs({ '', '_s', '_u' }) do
   for _, id in ipairs(ids) do fields[#fields + 1] = field .. id end
 end
 local found, scores = many('HMGET', state, fields), many('ZMSCORE', order, ids)
 for j, id in ipairs(ids) do
-  local record, latency, report, slow = found[j], found[#ids + j], found[2 * #ids + j], found[3 * #ids + j]
+  local record, report, slow = found[j], found[#ids + j], found[2 * #ids + j]
   if record then
     local inflight, requests, weight, cap = unpack_record(RECORD, record)
     local cost
-    if latency then
-      local before_it, at = unpack_record(LATENCY, latency)
+    if #record > SHORT then
+      local before_it, at = select(6, unpack_record(TIMED, record))
       cost = before_it * math.exp(-math.max(0, now - at) / DECAY)
     end
     for _, value in ipairs({ id, text(inflight), text(requests), text(weight), text(cap), scores[j] or '', text(cost),

@@ -1,10 +1,9 @@
 -- Part of `claim`: reads what else is asked for of each backend from number `first` on.
-if timed then latency, slower = {}, {} end
 if reported then report = {} end
 if ramping then slow = {} end
 
 function read_more(first)
-  for prefix, into in pairs({ _e = latency, _s = report, _u = slow, _z = home }) do
+  for prefix, into in pairs({ _s = report, _u = slow, _z = home }) do
     if into ~= NONE then
       local wanted = {}
       for n = first, total do wanted[n - first + 1] = prefix .. ids[n] end

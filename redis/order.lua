@@ -9,14 +9,13 @@
 --   _q     picks and releases since the order was numbered anew; breaks ties of least-connections
 --   _p     how many backends have entered an order of weighted turns
 --   _t     connections under way at all backends of the pool
---   <id>   five doubles, little-endian (see RECORD): one field instead of five halves what a claim costs
+--   <id>   five doubles, little-endian (see RECORD), or seven: one field instead of as many halves what a claim costs
 --   _c...  while a second algorithm gets a share of the claims (a canary), its own _a, _f, _l, _q and _p
 --   _z     the zones that backends of the pool are in, joined by "\n"; there is none where none is
 --   _z<id> where it stands among the zones (see HOME), if it is in one
 --   _o:<zone>:...   of the order of a zone, its own f, l, q, p and u; and t: connections under way at who stands in it
 --   _oc:<zone>:...  the same of the zone's order for a canary, but t
 --   _s<id> what the backend has reported (see REPORT), if it has
---   _e<id> how long it takes to answer (see LATENCY), if somebody measures it
 --   _u     until when any backend is in its slow start; _cu: the same, for the order of a canary. Gone when it is over
 --   _u<id> its last slow start (see RAMP), if it had one
 --   _o<id> what has become of its requests (see OUTLIER), once one has failed
@@ -31,12 +30,13 @@ local call, tonumber, pack, unpack_record = redis.call, tonumber, struct.pack, s
 
 -- in flight, requests ever, weight (0: takes no new traffic; GONE: not a member any more, but still has
 -- connections; GONE - its weight: a backup that stands by, for requests that all others have failed), cap of in flight (0: none), the score with which it left the order (NEVER: it has not)
-local RECORD = '<ddddd'
+local RECORD, SHORT = '<ddddd', 40
+-- Then, if somebody measures how long it takes to answer: its peak EWMA in seconds, and when that was worked out, in
+-- seconds since the epoch
+local TIMED = '<ddddddd'
 -- share of its weight that counts, 0.01 to 1; smoothed share; when that was worked out, until when it counts, and
 -- when the first report came
 local REPORT = '<ddddd'
--- peak EWMA in seconds, and when that was worked out, in seconds since the epoch
-local LATENCY = '<dd'
 -- Seconds in which the memory of a slow answer fades to 1/e.
 local DECAY = 10
 -- Slow start: from when, until when, in seconds since the epoch

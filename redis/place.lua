@@ -4,7 +4,8 @@
 -- @include zones
 
 -- A record here is { in flight, requests, weight, cap, score it left the main order with, home (see `home_of`), score it
--- left the order of its zone with }, and under `held` and `home` what the first and the sixth were when it was read.
+-- left the order of its zone with }, under `held` and `home` what the first and the sixth were when it was read, and under
+-- `more` what else stood in its field.
 
 -- Puts backends where they belong now in one of the orders, and notes in their records the score with which they left
 -- it, if it is no canary's. See `place`.
@@ -63,9 +64,9 @@ local function place(state, orders, records, old)
     under_way[record.home] = (under_way[record.home] or 0) - record.held
     under_way[record[6]] = (under_way[record[6]] or 0) + record[1]
     if record[3] == GONE and record[1] == 0 then
-      for _, prefix in ipairs({ '', '_e', '_s', '_u', '_o' }) do gone[#gone + 1] = prefix .. id end
+      for _, prefix in ipairs({ '', '_s', '_u', '_o' }) do gone[#gone + 1] = prefix .. id end
     else
-      sets[#sets + 1], sets[#sets + 2] = id, pack(RECORD, unpack(record, 1, 5))
+      sets[#sets + 1], sets[#sets + 2] = id, pack(RECORD, unpack(record, 1, 5)) .. record.more
     end
     if record[6] ~= '' then
       sets[#sets + 1], sets[#sets + 2] = '_z' .. id, pack(HOME, record[7]) .. record[6]
@@ -93,6 +94,7 @@ local function read(state, ids, zoned)
     local record = { 0, 0, GONE, 0, NEVER }
     if seen[j] then record = { unpack_record(RECORD, seen[j]) } end
     record[6], record[7], record.home, record.held = home, kept, home, record[1]
+    record.more = string.sub(seen[j] or '', SHORT + 1)
     records[ids[j]] = record
   end
   return records

@@ -7,8 +7,11 @@ end
 local held, seen = many('HMGET', lease, own), many('HMGET', state, fields)
 for n = first, total do
   local record = seen[skip + n - known]
-  if record then
+  if record and #record == SHORT then
     inflight[n], requests[n], weight[n], cap[n], saved[n] = unpack_record(RECORD, record)
+  elseif record then
+    if cost == NONE then cost, since = {}, {} end
+    inflight[n], requests[n], weight[n], cap[n], saved[n], cost[n], since[n] = unpack_record(TIMED, record)
   else
     inflight[n], requests[n], weight[n], cap[n], saved[n] = 0, 0, GONE, 0, NEVER
   end

@@ -28,7 +28,10 @@ if weighted and not least and floor >= CYCLES then
     local field, value = seen[j], seen[j + 1]
     if zone == '' and string.sub(field, 1, 1) ~= '_' then
       local count, ever, per, most, at = unpack_record(RECORD, value)
-      if at ~= NEVER then sets[#sets + 1], sets[#sets + 2] = field, pack(RECORD, count, ever, per, most, at - back) end
+      if at ~= NEVER then
+        sets[#sets + 1] = field
+        sets[#sets + 1] = pack(RECORD, count, ever, per, most, at - back) .. string.sub(value, SHORT + 1)
+      end
     elseif zone ~= '' and string.find(field, '^_z.') and string.gsub(string.sub(value, NAME), '^-', '') == zone then
       local at = unpack_record(HOME, value)
       if at ~= NEVER then

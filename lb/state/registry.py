@@ -168,7 +168,7 @@ class Registry:
         now, failing = seconds + microseconds / 1e6, set()
         for name, record, seen in zip(names, found, found[len(names) :], strict=False):
             if record and seen:
-                in_flight, requests, *_ = _RECORD.unpack(record)
+                in_flight, requests, *_ = _RECORD.unpack_from(record)
                 row, bad, voids, good, began, _, _, told, *_ = _OUTLIER.unpack(seen)
                 # Counts begin anew when somebody is told of an outlier: that says no less.
                 recent = 0 <= now - max(began, told) < within
@@ -308,7 +308,7 @@ def counts(record: bytes | None) -> tuple[int, int]:
     """Connections of a backend now, and requests ever; `record` stands under its name in its pool's state."""
     if not record:
         return 0, 0
-    in_flight, requests, *_ = _RECORD.unpack(record)
+    in_flight, requests, *_ = _RECORD.unpack_from(record)
     return int(in_flight), int(requests)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections import Counter
 from random import Random
 from typing import Any
@@ -136,10 +137,8 @@ def test_a_peak_counts_at_once_and_what_is_better_slowly(pool: Pool) -> None:
 
 
 def latency(pool: Pool, name: str) -> float:
-    import struct
-
-    packed: Any = pool.client.hget(pool.keys.state, f"_e{name}")
-    cost, _ = struct.unpack("<dd", packed)
+    packed: Any = pool.client.hget(pool.keys.state, name)
+    *_, cost, _ = struct.unpack("<ddddddd", packed)
     return float(cost)
 
 
@@ -149,10 +148,22 @@ def test_latencies_are_forgotten_with_their_backend(pool: Pool) -> None:
     ruled(pool, "f", "b")
     took(pool, "b", 0.1)
     pool.commit(delete=["a", "b"])
-    assert pool.client.hexists(pool.keys.state, "_eb")  # one connection is left
+    assert pool.client.hexists(pool.keys.state, "b")  # one connection is left
     pool.call(0, [("b", "1 0.1 0.1")])
     names: Any = pool.client.hkeys(pool.keys.state)
-    assert not [name for name in names if name.startswith(b"_e")]
+    assert not {b"a", b"b"} & set(names)
+
+
+def test_latencies_outlive_what_changes_a_backend(pool: Pool) -> None:
+    pool.make(BY_TURNS, "ab")
+    took(pool, "a", 0.1)
+    known = latency(pool, "a")
+    pool.commit([put("a", weight=7, cap=3)])
+    assert latency(pool, "a") == known
+    assert pool.call(2)[1] != [None, None]
+    assert latency(pool, "a") == known
+    pool.release("a")
+    assert latency(pool, "a") == known
 
 
 def test_bounded_load(pool: Pool) -> None:
