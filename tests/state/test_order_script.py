@@ -221,6 +221,7 @@ def test_deadlines_are_taken_back_before_they_get_coarse(pool: Pool) -> None:
     pool.make("weighted-round-robin", weights)
     pool.commit([put("away", available=True)])
     pool.claim(14)
+    pool.call(0, [("away", "1 0.1 0.1")])
     pool.commit([put("away", available=False)])
     before, far = pool.order(), 2**20 - 2
     pool.client.zadd(pool.keys.order, {name: score + far for name, score in before.items()})
@@ -229,6 +230,7 @@ def test_deadlines_are_taken_back_before_they_get_coarse(pool: Pool) -> None:
     picks = pool.claim(60)
     assert all(abs(Counter(picks)[name] - 10 * weight) <= 1 for name, weight in weights.items())
     assert all(score < 100 for score in pool.order().values())
+    assert pool.client.hstrlen(pool.keys.state, "away") == 7 * 8  # its latency is still known
     pool.commit([put("away")])
     assert Counter(pool.claim(70))["away"] == pytest.approx(10, abs=1)
 
