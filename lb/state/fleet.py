@@ -341,7 +341,7 @@ class Fleet:
         """Bring one pool up to date and put our lease into it."""
         pool = claims.keys.pool
         snapshot = registry.load(pool)
-        if snapshot.version == 0:
+        if snapshot.version == 0 and not self._ends():
             # A store that has never seen this pool, or has lost it: give it what we know.
             snapshot = registry.change(pool, decide.restore(claims.snapshot))
         sticky = self._pools[pool].sticky

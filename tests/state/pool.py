@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import redis
 
 from lb.algorithms import algorithm as named
+from lb.state.fleet import Fleet
 from lb.state.keys import PoolKeys
 from lb.state.scripts import CLAIM_SHA, CLAIM_SOURCE, Put, Scripts
 
@@ -27,6 +29,16 @@ class Record(NamedTuple):
 
 class LostError(Exception):
     """The lease is not at this epoch."""
+
+
+def stop(*fleets: Fleet) -> None:
+    """Stop fleets of this process, and wait for their threads: the next test has the same server."""
+    for fleet in fleets:
+        fleet.stop()
+    for thread in threading.enumerate():
+        if thread.name.startswith("Fleet."):
+            thread.join(10)
+            assert not thread.is_alive()
 
 
 class Pool:

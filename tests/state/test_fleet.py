@@ -25,7 +25,7 @@ from lb.state.lease import LEASE
 from lb.state.link import STALL
 from lb.state.registry import Registry
 from lb.state.threads import ThreadRuntime
-from tests.state.pool import Pool
+from tests.state.pool import Pool, stop
 from tests.state.servers import Server
 from tests.support.run import clean_env, eventually
 
@@ -153,9 +153,12 @@ def test_what_was_being_looked_after_is_not_opened_again(
     try:
         assert pool.client.zcard(pool.keys.workers) == 1
     finally:
-        fleet.stop()
+        stop(fleet)
     fleet._open(registry, fleet.claims[pool.keys.pool])
     assert pool.client.zcard(pool.keys.workers) == 0
+    pool.client.flushall()
+    fleet._open(registry, fleet.claims[pool.keys.pool])
+    assert registry.version(pool.keys.pool) == 0
 
 
 def test_workers_share_one_exact_turn(start: Start, store_url: str, registry: Registry, pool: Pool) -> None:

@@ -24,7 +24,7 @@ from lb.state.link import STALL
 from lb.state.registry import Registry
 from lb.state.store import connect
 from lb.state.threads import ThreadRuntime, flush_log_forever
-from tests.state.pool import Pool
+from tests.state.pool import Pool, stop
 from tests.state.servers import Server
 from tests.support.run import eventually
 
@@ -282,8 +282,7 @@ def site(store_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setattr("lb.state.queue.POLL", 60.0)
     made = Site(store_url)
     yield made
-    for fleet in made.fleets:
-        fleet.stop()
+    stop(*made.fleets)
 
 
 def test_a_call_wakes_one_whom_it_is_about(site: Site, registry: Registry) -> None:
