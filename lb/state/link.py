@@ -16,10 +16,9 @@ from typing import Any
 import hiredis
 import redis
 
-from lb.errors import StoreUnavailable
 from lb.model import Backend
 from lb.state.claims import Claims
-from lb.state.scripts import LINKED
+from lb.state.scripts import linked
 from lb.state.wishes import Waiter
 
 STALL = 0.5
@@ -64,15 +63,7 @@ class Link:
     def connect(self, client: redis.Redis) -> None:
         """Open the connection; blocks this greenlet. Raises StoreUnavailable."""
         self.close()
-        connection: Any = client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
-        try:
-            connection.connect()
-            for script in LINKED:
-                connection.send_command("SCRIPT", "LOAD", script)
-                connection.read_response()
-        except (redis.RedisError, OSError) as exc:
-            connection.disconnect()
-            raise StoreUnavailable(str(exc)) from None
+        connection = linked(client)
         plain = connection._sock  # noqa: SLF001 - redis-py has no way to read without waiting
         plain.setblocking(False)
         self._connection = connection

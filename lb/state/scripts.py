@@ -15,12 +15,12 @@ from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import redis
 from redis.exceptions import NoScriptError
 
-from lb.errors import StoreConflict, StoreError
+from lb.errors import StoreConflict, StoreError, StoreUnavailable
 from lb.state.keys import PoolKeys
 
 _INCLUDE = re.compile(r"^-- @include (\w+)\n", re.MULTILINE)
@@ -65,7 +65,7 @@ EXPLAIN_SOURCE, EXPLAIN_SHA = Script.load("explain")
 OUTLIER_SOURCE, OUTLIER_SHA = Script.load("outlier")
 PROBE_SOURCE, PROBE_SHA = Script.load("probe")
 LINKED = (CLAIM_SOURCE, EXPLAIN_SOURCE, OUTLIER_SOURCE, PROBE_SOURCE)
-"""What is called on the connections for claims, which have to teach it to the server first."""
+"""What is called on the connections for claims, see `linked`."""
 COMMIT, LEASE, BEAT, REAP, HOLD, REPORT, DECISIONS, RETRY, ONCE = map(
     Script.load, ("commit", "lease", "beat", "reap", "hold", "report", "decisions", "retry", "once")
 )
@@ -76,6 +76,23 @@ OTHER_ZONES = -2
 
 TRIES = 10
 """Calls of such a script: zones change with the membership, and not every time."""
+
+
+def linked(client: redis.Redis, **options: float) -> Any:
+    """A connection of its own for claims, made as those of `client` save for the `options`, to a server that
+    has been taught what is called on it. Raises StoreUnavailable.
+    """
+    pool = client.connection_pool
+    connection = pool.connection_class(**{**pool.connection_kwargs, **options})
+    try:
+        connection.connect()
+        for script in LINKED:
+            connection.send_command("SCRIPT", "LOAD", script)
+            connection.read_response()
+    except (redis.RedisError, OSError) as exc:
+        connection.disconnect()
+        raise StoreUnavailable(str(exc)) from None
+    return connection
 
 
 class Put(NamedTuple):

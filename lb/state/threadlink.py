@@ -20,7 +20,7 @@ from lb.errors import StoreUnavailable
 from lb.model import Backend
 from lb.state.claims import Claims
 from lb.state.link import STALL
-from lb.state.scripts import LINKED
+from lb.state.scripts import linked
 from lb.state.wishes import Waiter
 
 
@@ -89,16 +89,7 @@ class ThreadLink:
     def connect(self, client: redis.Redis) -> None:
         """Open the connection. Raises StoreUnavailable."""
         self.close()
-        options = {**client.connection_pool.connection_kwargs, "socket_timeout": STALL}
-        connection = client.connection_pool.connection_class(**options)
-        try:
-            connection.connect()
-            for script in LINKED:
-                connection.send_command("SCRIPT", "LOAD", script)
-                connection.read_response()
-        except (redis.RedisError, OSError) as exc:
-            connection.disconnect()
-            raise StoreUnavailable(str(exc)) from None
+        connection = linked(client, socket_timeout=STALL)
         with self.lock:
             self._connection = connection
 
