@@ -30,8 +30,10 @@ BACKEND_NAME = re.compile(r"[^\s_][^\s]{0,254}\Z")
 
 _RECORD = struct.Struct("<ddddd")  # see redis/order.lua
 _OUTLIER = struct.Struct("<dddddddddd")
-_BACKENDS = msgspec.json.Decoder(Backend)
 _SETTINGS = msgspec.json.Decoder(PoolSettings)
+
+backend_in = msgspec.json.Decoder(Backend).decode
+"""The backend of a record among a pool's members. Raises msgspec.DecodeError."""
 
 
 class BackendStatus(msgspec.Struct, frozen=True):
@@ -168,7 +170,7 @@ class Registry:
         now, failing = seconds + microseconds / 1e6, set()
         for name, record, seen in zip(names, found, found[len(names) :], strict=False):
             if record and seen:
-                in_flight, requests, *_ = _RECORD.unpack_from(record)
+                in_flight, requests = counts(record)
                 row, bad, voids, good, began, _, _, told, *_ = _OUTLIER.unpack(seen)
                 # Counts begin anew when somebody is told of an outlier: that says no less.
                 recent = 0 <= now - max(began, told) < within
@@ -197,7 +199,7 @@ class Registry:
     def load_settings(self, pool: str) -> PoolSettings:
         """What the fleet has agreed on for `pool`."""
         found = cast("bytes | None", self.client.hget(PoolKeys(pool).state, "_settings"))
-        return _SETTINGS.decode(found) if found else PoolSettings()
+        return settings_in(found)
 
     def secret(self, pool: str, proposed: bytes) -> bytes:
         """What the fleet signs with in `pool`: `proposed`, unless there is something already."""
@@ -304,6 +306,11 @@ class Registry:
         return seconds + microseconds / 1e6
 
 
+def settings_in(found: bytes | None) -> PoolSettings:
+    """What a pool's state has under `_settings`. Raises msgspec.DecodeError."""
+    return _SETTINGS.decode(found) if found else PoolSettings()
+
+
 def counts(record: bytes | None) -> tuple[int, int]:
     """Connections of a backend now, and requests ever; `record` stands under its name in its pool's state."""
     if not record:
@@ -360,8 +367,8 @@ def _snapshot(
         return Snapshot(
             pool,
             int(version or 0),
-            _SETTINGS.decode(settings) if settings else PoolSettings(),
-            {name.decode(): _BACKENDS.decode(record) for name, record in members.items()},
+            settings_in(settings),
+            {name.decode(): backend_in(record) for name, record in members.items()},
         )
     except (msgspec.DecodeError, ValueError) as exc:
         raise StoreError(f"pool {pool} in the store cannot be read: {exc}") from exc

@@ -12,17 +12,14 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from lb.errors import StoreError
-from lb.model import Backend, PoolSettings, Snapshot, State
+from lb.model import Backend, Snapshot, State
 from lb.state.keys import PoolKeys
-from lb.state.registry import Registry, counts
+from lb.state.registry import Registry, backend_in, counts, settings_in
 
 PIECE = 500
 """Backends that are taken apart, or samples that are written, between two pauses."""
 
 T = TypeVar("T")
-
-_BACKENDS = msgspec.json.Decoder(Backend)
-_SETTINGS = msgspec.json.Decoder(PoolSettings)
 
 
 class Row(NamedTuple):
@@ -73,12 +70,11 @@ def ask(registry: Registry, pause: Callable[[], None]) -> list[Survey]:
 def _taken_apart(
     pool: str, state: dict[bytes, bytes], members: dict[bytes, bytes], pause: Callable[[], None]
 ) -> Survey:
-    settings = state.get(b"_settings")
     rows = [
-        _row(_BACKENDS.decode(record), *counts(state.get(name)))
+        _row(backend_in(record), *counts(state.get(name)))
         for name, record in in_pieces(sorted(members.items()), pause)
     ]
-    algorithm = (_SETTINGS.decode(settings) if settings else PoolSettings()).algorithm
+    algorithm = settings_in(state.get(b"_settings")).algorithm
     return Survey(pool, algorithm, int(state.get(b"_w", 0)), rows)
 
 
