@@ -6,6 +6,7 @@ import random
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import gevent
@@ -18,7 +19,7 @@ from lb.model import Breaker, PoolSettings, Snapshot
 from lb.proxy.conn import NEVER, Reactor
 from lb.proxy.hedge import ENOUGH, Quantile
 from lb.settings import DecisionSettings, HedgeSettings
-from tests.proxy.test_forward import Make
+from tests.proxy.test_forward import Make, Proxy
 from tests.support.backends import (
     Backend,
     Peer,
@@ -226,45 +227,41 @@ def test_never_beyond_the_budget(make: Make) -> None:
         assert sum(len(one.requests) for one in backends) == 12 + 3
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
-def test_only_what_is_idempotent_and_has_no_body(make: Make, method: str) -> None:
+@contextmanager
+def never_hedged(make: Make) -> Iterator[tuple[Proxy, Backend]]:
+    """A slow backend, which is claimed first, and another one, which gets nothing."""
     with several(held, serve()) as (first, second):
-        proxy = make(first, second, hedge=FAST)
         gevent.spawn_later(0.2, first.may_go_on.release)
-        assert proxy.call(method, proxy.client_body(1, b"x")) == (200, b"slow")
+        yield make(first, second, hedge=FAST), first
         assert len(second.requests) == 0
 
 
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
+def test_only_what_is_idempotent_and_has_no_body(make: Make, method: str) -> None:
+    with never_hedged(make) as (proxy, _):
+        assert proxy.call(method, proxy.client_body(1, b"x")) == (200, b"slow")
+
+
 def test_nor_a_post_that_may_be_repeated(make: Make) -> None:
-    with several(held, serve()) as (first, second):
-        proxy = make(first, second, hedge=FAST)
-        gevent.spawn_later(0.2, first.may_go_on.release)
+    with never_hedged(make) as (proxy, _):
         entry = Entry(0.0, "id", "1.2.3.4", "POST", "h", "/x")
         head = b"POST /x HTTP/1.1\r\nHost: h\r\n\r\n"
         answer = in_greenlet(lambda: proxy.forwarder.forward(entry, head, None, 0.0, keyed=True))
         assert answer.whole() == b"slow"
-        assert len(second.requests) == 0
 
 
 def test_nor_what_becomes_a_tunnel(make: Make) -> None:
     """Two backends would each begin a conversation."""
-    with several(held, serve()) as (first, second):
-        proxy = make(first, second, hedge=FAST)
-        gevent.spawn_later(0.2, first.may_go_on.release)
+    with never_hedged(make) as (proxy, _):
         entry = Entry(0.0, "id", "1.2.3.4", "GET", "h", "/x")
         head = b"GET /x HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
         answer = in_greenlet(lambda: proxy.forwarder.forward(entry, head, None, 0.0, upgrade=True))
         assert answer.whole() == b"slow"
-        assert len(second.requests) == 0
 
 
 def test_nor_one_of_a_client_that_belongs_to_a_backend(make: Make) -> None:
-    with several(held, serve()) as (first, second):
-        proxy = make(first, second, hedge=FAST)
-        gevent.spawn_later(0.2, first.may_go_on.release)
-        answer = proxy.forward(own=first.url)
-        assert answer.whole() == b"slow"
-        assert len(second.requests) == 0
+    with never_hedged(make) as (proxy, first):
+        assert proxy.forward(own=first.url).whole() == b"slow"
 
 
 def test_nor_a_request_that_probes(make: Make) -> None:
