@@ -183,7 +183,7 @@ class EmbeddedStore:
             pid = spawn([binary, str(self._config)], self._log)
         except OSError as exc:
             raise StoreUnavailable(f"{binary} cannot be started: {exc.strerror}") from None
-        self._pid.write_text(f"{pid}\n", encoding="ascii")
+        self._record(pid)
         deadline = monotonic() + START_TIMEOUT
         while self._answering() is None:
             if not running(pid):
@@ -195,6 +195,12 @@ class EmbeddedStore:
                     f"the embedded store did not answer within {START_TIMEOUT:g} s:\n{self._tail()}"
                 )
             sleep(PAUSE)
+
+    def _record(self, pid: int) -> None:
+        """Write `store.pid` in one step: whoever reads it finds one server's process id, never half of one."""
+        new = self._pid.with_suffix(".new")
+        new.write_text(f"{pid}\n", encoding="ascii")
+        new.replace(self._pid)
 
     def _answering(self) -> int | None:
         """The process id of the server that answers on our socket; None when none does."""
