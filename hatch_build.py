@@ -42,6 +42,7 @@ HOT = (
     "state/choice",
     "state/claims",
     "state/green",
+    "state/held",
     "state/link",
     "state/wishes",
     "wsgi",

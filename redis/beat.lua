@@ -7,7 +7,7 @@
 -- Atomic because a beat after a reaping must not put the worker back among the living: its lease is gone,
 -- and nobody would ever reap it again.
 
-if redis.call('HGET', KEYS[3], '_') ~= ARGV[2] then return -1 end
+if redis.call('LINDEX', KEYS[3], 0) ~= ARGV[2] then return -1 end
 local now = redis.call('TIME')
 redis.call('ZADD', KEYS[2], now[1] + now[2] / 1000000, ARGV[1])
 return tonumber(redis.call('HGET', KEYS[1], '_v')) or 0

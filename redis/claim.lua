@@ -2,7 +2,7 @@
 --
 -- KEYS  1 state   2 order   3 the worker's lease   4 a canary's order   5 queue
 --       then of each zone its order and that for a canary
--- ARGV  1 epoch of the lease   2 number of claims m   3 number of releases k   4 "c" if the claims are a canary's,
+-- ARGV  1 epoch of the lease; now and then all that the worker will hold after the releases besides (see held.lua)   2 number of claims m   3 number of releases k   4 "c" if the claims are a canary's,
 --       who has an algorithm of its own for a share of them, else ""; where there are zones, or tickets, then with tabs
 --       before each: from whose order they are served (a zone, or "": that of the whole pool), and all zones, joined
 --       by "\n"; where all claims have tickets of the queue, then the worker, the size of the queue, how old a ticket may get
@@ -27,21 +27,22 @@
 --
 -- Atomic because a claim takes the lowest backend and moves it back: two workers that did this in two
 -- steps would take the same one, and a cap would be exceeded. The count in the pool and the one
--- in the lease change together, so that whoever reaps the lease gives back exactly what it took.
+-- in the lease change together, so that whoever reaps the lease gives back exactly what it took. The epoch says that
+-- the worker knows what it holds: what it gives back it was given, by a call at this epoch or by the one that opened it.
 --
--- Commands in here do not grow with the batch: one ZRANGE, two HMGET, two HSET, one ZADD; more only when a cap was
--- reached, a removed backend was given back, a candidate was not free, latencies or reports are asked for, or there are
--- other orders (a canary's, those of zones), which follow. A lease
--- keeps fields that reached 0: deleting them would be one more command in every call, and there are at
--- most as many as the pool has backends. While somebody waits in the queue, a claim without a ticket gets nil, save
--- a retry, and there are some commands more.
+-- Commands in here do not grow with the batch: one ZRANGE, one LINDEX, one HMGET, one HSET, one ZADD, one RPUSH; more
+-- only when a cap was reached, a removed backend was given back, a candidate was not free, reports are asked for, or
+-- there are other orders (a canary's, those of zones), which follow. While somebody waits in the queue, a claim without
+-- a ticket gets nil, save a retry, and there are some commands more.
 
 -- What not every call needs is included where one has come to need it: functions and tables that are made and never
 -- used would be a third of what a call for one request costs. Tables that stay empty are all the same one, NONE.
 
 -- @include order
 
-local state, lease = KEYS[1], KEYS[3]
+local state, lease, epoch, whole = KEYS[1], KEYS[3], ARGV[1], nil
+if string.find(epoch, '\t', 1, true) then epoch, whole = string.match(epoch, '^([^\t]*)\t(.*)$') end
+if call('LINDEX', lease, 0) ~= epoch then return { -1 } end
 local order, prefix, canary, zone, zones, orders, line = KEYS[2], '_', false, '', '', nil, nil
 local claims, releases = tonumber(ARGV[2]), tonumber(ARGV[3])
 local first_spec = 5 + 2 * releases
@@ -58,7 +59,7 @@ end
 
 -- What is known of backends stands in arrays, each backend by its number, in the order in which it was met.
 local ids, index, total, known = array(), {}, 0, 0
-local inflight, requests, weight, cap, saved, mine = array(), array(), array(), array(), array(), array()
+local inflight, requests, weight, cap, saved = array(), array(), array(), array(), array()
 local report, slow = NONE, NONE
 local score, changed, moved, full, filled = array(), array(), array(), {}, {}
 -- The peak EWMA of how long each takes, and when that was worked out.
@@ -151,11 +152,11 @@ local function rank(most)
 end
 if claims > ruled then rank(claims - ruled + names) end
 
-local first, own, fields = 1, { '_' }, { '_v', canary and '_ca' or '_a', prefix .. 'q', prefix .. 'f', prefix .. 'l', '_t',
+local first, fields = 1, { '_v', canary and '_ca' or '_a', prefix .. 'q', prefix .. 'f', prefix .. 'l', '_t',
   canary and '_a' or '_ca', prefix .. 'u', '_z', '_w' }
 if zone ~= '' then fields[11] = '_o:' .. zone .. ':t' end
 -- @include records
-if held[1] ~= ARGV[1] or (seen[9] or '') ~= zones then return { -1 } end
+if (seen[9] or '') ~= zones then return { -1 } end
 
 local version, own_kind, other_kind = tonumber(seen[1]) or 0, seen[2], seen[7]
 local least, weighted, reported = rules(own_kind)
@@ -168,16 +169,18 @@ local now = (timed or reported or seen[8]) and seconds()
 local ramping = seen[8] and now < tonumber(seen[8])
 local ramped = seen[8] and not ramping
 
+-- May backends come in of whom nothing has been read yet, or be picked who are neither in the queue nor given back?
+local searching = ruled > 0 or waiting or line
 local read_more
 if reported or ramping or orders then
 -- @include more
 end
 
 local read_on, free
-if ruled > 0 or waiting or line then
+if searching then
   -- Reads what is not known yet of the backends that have a number.
   function read_on()
-    local first, own, fields = known + 1, {}, {}
+    local first, fields = known + 1, {}
 -- @include records
     if read_more then read_more(first) end
   end
@@ -193,11 +196,13 @@ local function load_of(n, per_weight)
   return ramping and load / ramp(slow[n], now) or load
 end
 
+-- Whom the worker was given, and whom it gave back: the entry in its lease.
+local taken, returned = array(), array()
+
 -- Releases. A backend that is `moved` is not where the queue says any more.
 for j = 1, #given do
   local n = given[j]
   local back = give[n]
-  if back > mine[n] then back = mine[n] end
   if back > 0 then
     if longest[n] and weight[n] ~= GONE then
       -- A peak counts at once and fades (Finagle's PeakEwma).
@@ -205,7 +210,7 @@ for j = 1, #given do
       cost[n], since[n] = math.max(keep and cost[n] * keep + took[n] * (1 - keep) or 0, longest[n]), now
     end
     changed[n] = true
-    mine[n] = mine[n] - back
+    for _ = 1, back do returned[#returned + 1] = ids[n] end
     local count = inflight[n]
     local still = count > back and count - back or 0
     filled[n] = cap[n] > 0 and count >= cap[n]
@@ -243,10 +248,10 @@ if waiting or line then
 end
 
 local function count_pick(n)
-  inflight[n], requests[n], mine[n] = inflight[n] + 1, requests[n] + 1, mine[n] + 1
+  inflight[n], requests[n] = inflight[n] + 1, requests[n] + 1
   everything = everything + 1
   if orders then shift(n, 1) end
-  changed[n] = true
+  changed[n], taken[#taken + 1] = true, ids[n]
 end
 
 local answer, late = { version }, 0
@@ -343,16 +348,10 @@ if (orders or other_kind) and next(changed) then
 end
 
 -- What changed, in one command per key.
-local sets, leases, adds, leave, gone, unheld = array(), array(), array(), {}, {}, {}
+local sets, adds, leave, gone = array(), array(), {}, {}
 for n = 1, total do
   if changed[n] then
     local id = ids[n]
-    if weight[n] == GONE and mine[n] == 0 then
-      unheld[#unheld + 1] = id
-    else
-      local at = #leases
-      leases[at + 1], leases[at + 2] = id, mine[n]
-    end
     if weight[n] == GONE and inflight[n] == 0 then
       for _, prefix in ipairs({ '', '_s', '_u', '_o' }) do gone[#gone + 1] = prefix .. id end
     else
@@ -382,12 +381,18 @@ if next(changed) then
     sets[at + 3], sets[at + 4], sets[at + 5], sets[at + 6] = prefix .. 'f', floor, prefix .. 'l', last
   end
 end
+if whole then
+  call('DEL', lease)
+  call('RPUSH', lease, epoch, whole)
+  returned = NONE
+end
+if #taken + #returned > 0 then
+  call('RPUSH', lease, table.concat(taken, '\t') .. '\n' .. table.concat(returned, '\t'))
+end
 many('HSET', state, sets, 2)
-many('HSET', lease, leases, 2)
 many('ZADD', order, adds, 2)
 many('ZREM', order, leave)
 many('HDEL', state, gone)
-many('HDEL', lease, unheld)
 for name, more in pairs(shifts) do
   -- Nobody serves a zone that is "" or begins with "-".
   if more ~= 0 and string.find(name, '^%w') then call('HINCRBY', state, '_o:' .. name .. ':t', more) end

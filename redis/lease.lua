@@ -12,23 +12,15 @@
 
 -- @include place
 -- @include queue
+-- @include held
 
 local state, order, workers, lease = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local worker, epoch = ARGV[1], ARGV[2]
 
 if (call('HGET', state, '_z') or '') ~= ARGV[3] then return -2 end
-local delta, fields = {}, { '_', epoch }
-local held = call('HGETALL', lease)
-for j = 1, #held, 2 do
-  if held[j] ~= '_' then delta[held[j]] = -(tonumber(held[j + 1]) or 0) end
-end
-for j = 4, #ARGV, 2 do
-  local id, connections = ARGV[j], tonumber(ARGV[j + 1])
-  if connections > 0 then
-    delta[id] = (delta[id] or 0) + connections
-    fields[#fields + 1], fields[#fields + 2] = id, connections
-  end
-end
+local delta = {}
+for id, connections in pairs(held_by(lease)) do delta[id] = -connections end
+for j = 4, #ARGV, 2 do delta[ARGV[j]] = (delta[ARGV[j]] or 0) + tonumber(ARGV[j + 1]) end
 for id, difference in pairs(delta) do
   if difference == 0 then delta[id] = nil end
 end
@@ -40,7 +32,7 @@ call('DEL', lease)
 if epoch == '' then
   call('ZREM', workers, worker)
 else
-  many('HSET', lease, fields, 2)
+  call('RPUSH', lease, epoch, table.concat(ARGV, '\t', 4))
   local now = call('TIME')
   call('ZADD', workers, now[1] + now[2] / 1000000, worker)
 end

@@ -5,10 +5,16 @@ if ramping then slow = {} end
 function read_more(first)
   for prefix, into in pairs({ _s = report, _u = slow, _z = home }) do
     if into ~= NONE then
-      local wanted = {}
-      for n = first, total do wanted[n - first + 1] = prefix .. ids[n] end
+      local wanted, whose = array(), array()
+      for n = first, total do
+        -- Who is given back and cannot be picked by this call is asked for no report.
+        if into ~= report or searching or score[n] or cap[n] > 0 then
+          local at = #whose + 1
+          whose[at], wanted[at] = n, prefix .. ids[n]
+        end
+      end
       local found = many('HMGET', state, wanted)
-      for n = first, total do into[n] = found[n - first + 1] end
+      for j = 1, #whose do into[whose[j]] = found[j] end
     end
   end
   for n = first, orders and total or 0 do home[n], kept[n] = home_in(home[n]) end

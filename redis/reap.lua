@@ -12,6 +12,7 @@
 
 -- @include place
 -- @include queue
+-- @include held
 
 local state, order, workers, lease = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local now, seen = call('TIME'), call('ZSCORE', workers, ARGV[1])
@@ -22,11 +23,9 @@ if age and age < tonumber(ARGV[2]) then return -1 end
 
 if (call('HGET', state, '_z') or '') ~= ARGV[3] then return -2 end
 local delta, total = {}, 0
-local held = call('HGETALL', lease)
-for j = 1, #held, 2 do
-  local connections = held[j] ~= '_' and tonumber(held[j + 1]) or 0
+for id, connections in pairs(held_by(lease)) do
   if connections > 0 then
-    delta[held[j]] = -connections
+    delta[id] = -connections
     total = total + connections
   end
 end

@@ -1,10 +1,8 @@
 -- Part of `claim`: reads the records of the backends from number `first` on, behind what else is asked for in the
--- `fields` of the pool and of its `own` lease.
-local skip, skip_own = #fields, #own
-for n = first, total do
-  fields[skip + n - known], own[skip_own + n - known] = ids[n], ids[n]
-end
-local held, seen = many('HMGET', lease, own), many('HMGET', state, fields)
+-- `fields` of the pool.
+local skip = #fields
+for n = first, total do fields[skip + n - known] = ids[n] end
+local seen = many('HMGET', state, fields)
 for n = first, total do
   local record = seen[skip + n - known]
   if record and #record == SHORT then
@@ -15,6 +13,5 @@ for n = first, total do
   else
     inflight[n], requests[n], weight[n], cap[n], saved[n] = 0, 0, GONE, 0, NEVER
   end
-  mine[n] = tonumber(held[skip_own + n - known]) or 0
 end
 known = total

@@ -26,6 +26,7 @@ from lb.model import Backend, Snapshot
 from lb.state.choice import Choice
 from lb.state.explain import Explainer
 from lb.state.guard import Event, Guard, call_keys
+from lb.state.held import Held
 from lb.state.keys import PoolKeys
 from lb.state.scripts import CLAIM_SHA
 from lb.state.wishes import (
@@ -88,7 +89,7 @@ class Claims:
         self.waiting: list[tuple[Waiter, str]] = []
         self.released: dict[str, int] = {}
         #: Connections this worker holds: what its lease must say.
-        self.held: dict[str, int] = {}
+        self.held = Held()
         self.calls = 0
         self.picks = 0
         self.local_picks = 0
@@ -105,7 +106,7 @@ class Claims:
         #: What a call says of zones, where there are any: that it is served from the own one, or from all.
         self._near = self._wide = ""
         self._call_keys: tuple[str, ...] = ()
-        self.choice = Choice(snapshot, self.held, zone)
+        self.choice = Choice(snapshot, self.held.counts, zone)
         #: Claims that are explained.
         self.explainer = Explainer(self)
         #: What became of the requests.
@@ -153,11 +154,12 @@ class Claims:
         self._times.clear()
         self.guard.store_is(away=False)
         self.released.clear()  # given back before the lease is opened: already out of `held`
-        return dict(self.held)
+        return dict(self.held.counts)
 
     def begin(self, epoch: str) -> None:
         """The lease stands in the store under `epoch`, as `prepare` said: go on with shared picks."""
         self.epoch = epoch
+        self.held.opened()
         self._address()
         self.ready = True
         self._ask_anew()
@@ -225,7 +227,8 @@ class Claims:
 
     def release(self, name: str, took: float = -1.0) -> None:
         """Give back what a claim took; `took`: seconds until the answer, below 0 if that says nothing."""
-        self._drop(name)
+        if not self.held.drop(name):
+            return
         if self.shared:
             released = self.released
             released[name] = released.get(name, 0) + 1
@@ -276,6 +279,8 @@ class Claims:
             if not mark_of(flying[0][1]) & PROBING:
                 wishes = [text for _, wish in flying if (text := bare(wish)) != PLAIN]
         command: list[str | int | float | bytes | memoryview] = [*head]
+        if head is self._head and self.held.lengthy():
+            command[-1] = self.held.whole(self.epoch)
         command.append(str(len(flying)))
         command.append(str(len(released)))
         command.append(served)
@@ -298,6 +303,7 @@ class Claims:
         if times:
             self._times = {}
         self.calls += 1
+        self.held.told(len(self._flying) + len(released))
         return tuple(command)
 
     def _of_one_mark(self, flying: list[tuple[Waiter, str]]) -> list[tuple[Waiter, str]]:
@@ -346,7 +352,7 @@ class Claims:
         if version != self.snapshot.version:
             self.seen_version = version
             self._on_gap(self)
-        held, by_key = self.held, self._by_key
+        held, by_key = self.held.counts, self._by_key
         at = 0
         for waiter, wish in flying:
             at += 1
@@ -374,17 +380,10 @@ class Claims:
         waiting, self.waiting = self.waiting, []
         unknown, self._unknown = self._unknown, []
         for waiter, wish, key in unknown:
-            self._drop(key.decode())
+            self.held.drop(key.decode())
             waiting.append((waiter, wish))
         self._serve_locally(flying + waiting)
         self._ask_anew()
-
-    def _drop(self, name: str) -> None:
-        count = self.held.get(name, 0) - 1
-        if count > 0:
-            self.held[name] = count
-        else:
-            self.held.pop(name, None)
 
     def _pick_locally(self, wish: str) -> Backend | None:
         backend = self.choice.pick(wish)
@@ -392,7 +391,7 @@ class Claims:
 
     def _take_locally(self, backend: Backend) -> Backend:
         self.local_picks += 1
-        self.held[backend.id] = self.held.get(backend.id, 0) + 1
+        self.held.take(backend.id)
         return backend
 
     def _serve_locally(self, waiters: list[tuple[Waiter, str]]) -> None:

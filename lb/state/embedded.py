@@ -197,7 +197,7 @@ class EmbeddedStore:
             sleep(PAUSE)
 
     def _record(self, pid: int) -> None:
-        """Write `store.pid` in one step: whoever reads it finds one server's process id, never half of one."""
+        """Write `store.pid` in one step: whoever reads it finds a process id, never half of one."""
         new = self._pid.with_suffix(".new")
         new.write_text(f"{pid}\n", encoding="ascii")
         new.replace(self._pid)

@@ -278,7 +278,7 @@ class Rig(Bench):
         assert not [record.getMessage() for record in self._said]
         assert not self._printed.getvalue()
         claims = self.service.fleet.claims["default"]
-        assert not any(claims.held.values()), claims.held
+        assert not any(claims.held.counts.values()), claims.held.counts
 
     def entries(self) -> list[dict[str, Any]]:
         """What was logged since the last call; each line is one object."""

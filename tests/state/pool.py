@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import threading
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, cast
 
@@ -99,13 +100,17 @@ class Pool:
         canary: bool = False,
         zone: str = "",
         zones: Sequence[str] | None = None,
+        whole: Mapping[str, int] | None = None,
     ) -> tuple[int, list[str | None]]:
         """Call `claim`: version and picks. `exclude`: one set for each of the last claims but those of
         `rules`, each a rule, candidates and who is excluded. A release may be `(name, "count mean longest")`.
         `zone`: from whose order they are served; `zones`: those that the worker knows of, if not all.
+        `whole`: all that the worker holds after the releases.
         """
         zones = self.zones if zones is None else zones
         keys = self.keys.zones(zones)
+        if whole is not None:
+            epoch = "\t".join((epoch, *(f"{name}\t{count}" for name, count in whole.items()), ""))
         served = ("c" if canary else "") + (f"\t{zone}\t" + "\n".join(zones) if zones else "")
         pairs = list(releases.items() if isinstance(releases, Mapping) else releases)
         answer = self.client.evalsha(
@@ -156,8 +161,17 @@ class Pool:
 
     def held(self, worker: str = "w") -> dict[str, int]:
         """What the lease of a worker holds, without zeros."""
-        lease = cast("dict[bytes, bytes]", self.client.hgetall(self.keys.lease(worker)))
-        return {name.decode(): int(n) for name, n in lease.items() if name != b"_" and int(n)}
+        _, said, *entries = cast("list[bytes]", self.client.lrange(self.keys.lease(worker), 0, -1)) or (
+            b"",
+            b"",
+        )
+        words = [word for word in said.decode().split("\t") if word]
+        held = Counter(dict(zip(words[::2], map(int, words[1::2]), strict=True)))
+        for entry in entries:
+            taken, returned = entry.decode().split("\n")
+            held.update(filter(None, taken.split("\t")))
+            held.subtract(filter(None, returned.split("\t")))
+        return {name: count for name, count in held.items() if count}
 
     def order(self, zone: str = "", canary: bool = False) -> dict[str, float]:
         key = self.keys.canary if canary else self.keys.order

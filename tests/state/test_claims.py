@@ -132,7 +132,7 @@ def desk(client: redis.Redis, registry: Registry) -> Desk:
 
 def books_agree(desk: Desk, pool: Pool) -> None:
     """What the worker holds, what its lease says and what the pool counts are the same."""
-    assert desk.claims.held == pool.held("w") == pool.in_flight()
+    assert desk.claims.held.counts == pool.held("w") == pool.in_flight()
 
 
 def test_a_turn_serves_everybody_who_waits(desk: Desk, pool: Pool) -> None:
@@ -274,7 +274,7 @@ def test_candidates_travel_with_their_claims(registry: Registry, desk: Desk, poo
     assert rules == ("f", "f")
     assert without == ("", NAMES[1])
     assert [sorted(each.split("\n")) for each in names] == [list(NAMES), [NAMES[0], NAMES[2]]]
-    assert sum(desk.claims.held.values()) == 2
+    assert sum(desk.claims.held.counts.values()) == 2
     books_agree(desk, pool)
 
 
@@ -384,6 +384,34 @@ def test_what_became_of_requests_is_told_apart(desk: Desk) -> None:
     assert desk.claims.choice.tallies == {False: (2, 1, 2.0), True: (2, 0, 0.75)}
 
 
+def test_a_lease_stays_short_and_right(desk: Desk, pool: Pool) -> None:
+    """Now and then a call says all that is held, with what it gives back and takes itself besides."""
+    longest = 0
+    for number in range(300):
+        waiters = [desk.ask() for _ in range(20)]
+        desk.turn()
+        for name in [waiter.got for waiter in waiters][: 20 - number % 2]:
+            assert name is not None
+            desk.claims.release(name)
+        longest = max(longest, desk.client.llen(pool.keys.lease("w")))
+        assert pool.held() == pool.in_flight()
+    assert sum(desk.claims.held.counts.values()) == 150
+    assert 20 < longest < 100
+    desk.turn()
+    books_agree(desk, pool)
+
+
+def test_what_is_given_back_twice_is_given_back_once(desk: Desk, pool: Pool) -> None:
+    name = desk.get()
+    desk.get()
+    assert name is not None
+    desk.claims.release(name)
+    desk.claims.release(name)
+    desk.turn()
+    assert sum(pool.in_flight().values()) == 1
+    books_agree(desk, pool)
+
+
 # Without the store.
 
 
@@ -396,7 +424,7 @@ def test_before_there_is_a_store_picks_are_made_from_the_configuration(
     assert set(picks[:3]) == set(NAMES)
     assert picks[3:] == picks[:3]
     assert desk.claims.local_picks == 6
-    assert desk.claims.held == dict.fromkeys(NAMES, 2)
+    assert desk.claims.held.counts == dict.fromkeys(NAMES, 2)
 
 
 def test_when_the_store_fails_everybody_is_served_at_once(desk: Desk) -> None:
@@ -416,7 +444,7 @@ def test_a_pick_that_waited_for_the_snapshot_is_served_too(registry: Registry, d
     desk.turn()
     desk.claims.fail()
     assert waiter.got in NAMES[1:]
-    assert sum(desk.claims.held.values()) == 1
+    assert sum(desk.claims.held.counts.values()) == 1
 
 
 def test_back_to_the_store_with_what_is_held(desk: Desk, pool: Pool) -> None:
@@ -425,13 +453,13 @@ def test_back_to_the_store_with_what_is_held(desk: Desk, pool: Pool) -> None:
     local = [desk.get() for _ in range(3)]
     desk.claims.release(str(shared[0]))
     desk.claims.release(str(local[0]))
-    held = dict(desk.claims.held)
+    held = dict(desk.claims.held.counts)
     assert sum(held.values()) == 3
     desk.open()
     books_agree(desk, pool)
-    assert desk.claims.held == held
+    assert desk.claims.held.counts == held
     for name in [*held] * 3:
-        if desk.claims.held.get(name):
+        if desk.claims.held.counts.get(name):
             desk.claims.release(name)
     desk.turn()
     assert pool.in_flight() == {}
@@ -517,11 +545,11 @@ def test_any_mixture_leaves_the_books_in_agreement(desk: Desk, pool: Pool, regis
             pool.scripts.reap(desk.claims.keys, "w", -1.0)
             if desk.claims.shared:
                 desk.open()
-        assert sum(desk.claims.held.values()) == len(held), step
+        assert sum(desk.claims.held.counts.values()) == len(held), step
     if not desk.claims.ready:
         desk.open()
     desk.turn()
-    assert Counter(held) == desk.claims.held
+    assert Counter(held) == desk.claims.held.counts
     books_agree(desk, pool)
 
 
@@ -552,8 +580,8 @@ def test_a_request_that_all_others_failed_gets_a_backup(
     assert claim(*NAMES) is None
     if shared:
         books_agree(desk, pool)
-    for name, count in dict(desk.claims.held).items():
+    for name, count in dict(desk.claims.held.counts).items():
         for _ in range(count):
             desk.claims.release(name)
-    assert not desk.claims.held
+    assert not desk.claims.held.counts
     assert claim() == NAMES[0]

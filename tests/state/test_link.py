@@ -133,7 +133,7 @@ def test_claims_gather_while_a_call_is_under_way(desk: Desk) -> None:
     gevent.joinall([gevent.spawn(client) for _ in range(64)], timeout=20)
     assert set(counts.values()) == {640}
     assert desk.claims["p"].calls <= 0.25 * 1920
-    assert desk.claims["p"].held == {}
+    assert desk.claims["p"].held.counts == {}
 
 
 def test_more_than_fit_into_one_call(desk: Desk) -> None:
@@ -178,7 +178,7 @@ def test_failures_go_with_what_they_give_back_and_claims_follow(desk: Desk, pool
     assert sum(pool.in_flight().values()) == 9
     assert told == [Event(bad, "outlier", reason="6 failures in a row")]
     # Successes have a call of their own no more than ever.
-    for name in claims.held.copy():
+    for name in claims.held.counts.copy():
         for _ in range(3):
             desk.sources["p"].blame(name, -1.0, FINE)
     until(lambda: not pool.in_flight(), "the releases")

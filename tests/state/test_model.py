@@ -225,7 +225,7 @@ class Machine(RuleBasedStateMachine):
             return
         zone = zone if zone in self.pool.zones else ""
         back = {
-            backend: data.draw(st.integers(0, count + 1), backend)
+            backend: data.draw(st.integers(0, count), backend)
             for backend, count in worker.held.items()
             if count
         }
@@ -236,14 +236,15 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises(LostError):
                 self.pool.call(claims, back, exclude, name, worker.lease.epoch)
             return
+        for backend, count in back.items():
+            worker.held[backend] -= count
+        whole = +worker.held if data.draw(st.booleans(), "all that is held") else None
         version, picks = self.pool.call(
-            claims, back, exclude, name, worker.lease.epoch, canary=canary, zone=zone
+            claims, back, exclude, name, worker.lease.epoch, canary=canary, zone=zone, whole=whole
         )
         canary = canary and self.canary != ""
         algorithm = self.used(canary)
         assert version == self.pool.version()
-        for backend, count in back.items():
-            worker.held[backend] -= min(count, worker.held[backend])
         excluded = [set[str]()] * plain + [set(each) for each in exclude]
         for pick, without in zip(picks, excluded, strict=True):
             choice = self.eligible(zone) - without

@@ -72,7 +72,7 @@ def test_the_store_is_not_blamed_for_a_wait_for_the_wire(desk: Desk) -> None:
     over(threads)
     assert desk.claims.shared
     assert desk.claims.local_picks == 0
-    assert sum(desk.claims.held.values()) == 3
+    assert sum(desk.claims.held.counts.values()) == 3
 
 
 def test_a_call_that_breaks_lets_go_of_the_wire(desk: Desk) -> None:

@@ -93,7 +93,7 @@ class Worker:
             "degraded": self.fleet.degraded,
             "degraded_count": self.fleet.degraded_count,
             "shared": claims.shared and claims.ready,
-            "held": claims.held,
+            "held": claims.held.counts,
             "version": claims.snapshot.version,
             "backends": sorted(claims.snapshot.backends),
             "states": {name: backend.state for name, backend in claims.snapshot.backends.items()},
