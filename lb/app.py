@@ -14,7 +14,7 @@ from typing import Any
 
 from lb.accesslog import Entry
 from lb.algorithms.request import HeadRequest
-from lb.errors import NoPool, ProxyError
+from lb.errors import NoPool, ProxyError, Stopping
 from lb.service import Service
 from lb.sticky import Bond
 from lb.wsgi import (
@@ -30,6 +30,7 @@ from lb.wsgi import (
 )
 
 _service: Service | None = None
+_ended: Service | None = None
 
 
 def application(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
@@ -37,7 +38,7 @@ def application(environ: dict[str, Any], start_response: StartResponse) -> Itera
     started = perf_counter()
     service = _service
     if service is None:
-        raise RuntimeError("this process has no service: start it with `gunicorn -c gunicorn.conf.py lb.app`")
+        return _without(environ, start_response)
     if listener(environ, service.control_addresses) != "data":
         return service.control(environ, start_response)
     host, client = environ.get("HTTP_HOST", ""), environ.get("REMOTE_ADDR", "")
@@ -104,6 +105,13 @@ def application(environ: dict[str, Any], start_response: StartResponse) -> Itera
     return answer if whole is None else (whole,)
 
 
+def _without(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+    """Under `gthread` what waited for a thread may get one when `graceful_timeout` is over."""
+    if _ended is None:
+        raise RuntimeError("this process has no service: start it with `gunicorn -c gunicorn.conf.py lb.app`")
+    return problem(Stopping("the worker has ended"), environ, start_response, _ended.next_id())
+
+
 def install(service: Service) -> None:
     """Make `service` the one of this process."""
     global _service
@@ -112,7 +120,8 @@ def install(service: Service) -> None:
 
 def uninstall() -> None:
     """Stop the service of this process, if there is one."""
-    global _service
+    global _service, _ended
     service, _service = _service, None
     if service is not None:
+        _ended = service
         service.stop()

@@ -323,3 +323,10 @@ class Overloaded(InternalError):
 
     status = 503
     code = "overloaded"
+
+
+class Stopping(InternalError):
+    """This worker has ended, and its time to finish what it served is over."""
+
+    status = 503
+    code = "stopping"

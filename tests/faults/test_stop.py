@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.faults.test_reload import KINDS, loads
-from tests.support.backends import Backend, stall
+from tests.support.backends import Backend, in_steps, ok, stall
 from tests.support.clients import Client, get, request
 from tests.support.processes import System, refuses
 from tests.support.run import eventually
@@ -67,3 +67,25 @@ def test_a_second_signal_forces_it(system: System, worker: str, announced: bool)
             balancer.send(signal.SIGTERM)
             assert balancer.process.wait(20) == 0
             assert client.at_end()
+
+
+def test_who_gets_a_thread_too_late_is_told_so(system: System) -> None:
+    """Under gthread, where requests wait for a thread: two are served, the others' time is over before."""
+    env = {"LB_GRACEFUL_TIMEOUT": "1", "GUNICORN_CMD_ARGS": "--threads 2"}
+    with Backend(in_steps(ok())) as backend, ExitStack() as stack:
+        balancer = system.balancer(backends=backend.url, worker="gthread", env=env)
+        clients = [stack.enter_context(Client(balancer.port)) for _ in range(5)]
+        for client in clients:
+            client.send(request("GET", "/"))
+        eventually(lambda: len(backend.requests) == 2, "the requests that have a thread")
+        balancer.send(signal.SIGTERM)
+        eventually(lambda: balancer.view.workers() == 0, "the worker's time to be over")
+        backend.may_go_on.release(10)
+        answers = [client.read_answer() for client in clients]
+        assert sorted(answer.status for answer in answers) == [200, 200, 503, 503, 503]
+        for answer in answers:
+            if answer.status == 503:
+                assert b"stopping" in answer.body
+                assert answer.values("Retry-After") == ["1"]
+        assert balancer.process.wait() == 0
+        assert "Traceback" not in balancer.process.err
