@@ -161,9 +161,11 @@ def test_out_of_descriptors_is_what_the_system_calls_so() -> None:
 def test_the_reserve_is_left_to_others(caplog: pytest.LogCaptureFixture) -> None:
     """From a number on it takes one connection at a time; tests/faults/test_descriptors.py gets there."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = socket.socket()
-    number = free.fileno() + 16
-    free.close()
+    # The lowest that are free are given out first, and others may be in use between them.
+    free = [socket.socket() for _ in range(16)]
+    number = free[-1].fileno() + 1
+    for one in free:
+        one.close()
     resource.setrlimit(resource.RLIMIT_NOFILE, (number, before[1]))
     try:
         serving = Serving(plain)
