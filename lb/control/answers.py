@@ -23,6 +23,7 @@ from lb.model import (
     State,
 )
 from lb.model import Backend as Member
+from lb.state.pieces import in_pieces, pause
 from lb.state.registry import BackendStatus, PoolStatus
 
 
@@ -129,7 +130,7 @@ def _policies(settings: PoolSettings) -> Policies:
 
 
 def exact_pool(pool: PoolStatus) -> PoolInfo:
-    """A pool as the store has it."""
+    """A pool as the store has it. With many a pause: it may be large."""
     settings = pool.settings
     return PoolInfo(
         settings.algorithm,
@@ -139,7 +140,7 @@ def exact_pool(pool: PoolStatus) -> PoolInfo:
         True,
         _policies(settings),
         pool.queued,
-        tuple(_exact(backend) for backend in pool.backends),
+        tuple(exact_backend(backend) for backend in in_pieces(pool.backends, pause)),
     )
 
 
@@ -154,15 +155,17 @@ def known_pool(snapshot: Snapshot) -> PoolInfo:
         False,
         _policies(settings),
         None,
-        tuple(_known(backend) for _, backend in sorted(snapshot.backends.items())),
+        tuple(known_backend(backend) for _, backend in in_pieces(sorted(snapshot.backends.items()), pause)),
     )
 
 
-def _exact(backend: BackendStatus) -> BackendInfo:
+def exact_backend(backend: BackendStatus) -> BackendInfo:
+    """A backend as the store has it."""
     return msgspec.convert(backend, BackendInfo, from_attributes=True)
 
 
-def _known(backend: Member) -> BackendInfo:
+def known_backend(backend: Member) -> BackendInfo:
+    """A backend as a worker knows it without the store."""
     return BackendInfo(
         backend.id,
         backend.url,

@@ -10,7 +10,6 @@ with pauses in which the worker sees to its requests.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from math import isnan
 from typing import Literal, NamedTuple, cast, get_args
@@ -28,10 +27,8 @@ from lb.errors import StoreUnavailable
 from lb.model import State
 from lb.scoreboard import Totals
 from lb.service import Service
-from lb.state.survey import Row, Survey, in_pieces
-
-PAUSE = 0.001
-"""Seconds between two pieces; more than none, or a worker's loop would not look at its sockets in between."""
+from lb.state.pieces import in_pieces, pause
+from lb.state.survey import Row, Survey
 
 TEXT, OPEN = CONTENT_TYPE_PLAIN_0_0_4, openmetrics.CONTENT_TYPE_LATEST
 _open = cast("Callable[[CollectorRegistry, str], bytes]", openmetrics.generate_latest)
@@ -249,11 +246,6 @@ class Scrape:
     def _each(self, name: str, value: Callable[[Row], float]) -> Metric:
         found = ((value(row), (one.pool, row.id)) for one in self._surveys for row in one.rows)
         return _metric(name, found)
-
-
-def pause() -> None:
-    """Let others have a turn. By the module: in a worker with greenlets it is not the function it was."""
-    time.sleep(PAUSE)
 
 
 def _one(name: str, value: float, *labels: str) -> Metric:

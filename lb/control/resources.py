@@ -15,19 +15,16 @@ from msgspec import UNSET, UnsetType
 from lb.config_checks import check_id
 from lb.control.answers import (
     AlgorithmInfo,
-    BackendInfo,
     BackendList,
     Liveness,
-    PoolInfo,
     PoolList,
     Readiness,
-    exact_pool,
 )
 from lb.control.bodies import AlgorithmChoice, BackendChange, NewBackend, invalid, read
 from lb.control.networks import NotAllowed, NotFound, check
 from lb.control.openapi import document
 from lb.control.problems import Fault, Problem
-from lb.control.shared import Shared, no_backend
+from lb.control.shared import Shared, no_backend, one_backend
 from lb.errors import ConfigError
 from lb.model import CLOSED, Snapshot, backend_id
 from lb.model import Backend as Member
@@ -153,7 +150,7 @@ class Backends:
                 return NOTHING
 
             _make(found, pool, decider)
-            info = _backend(found, pool, name)
+            info = one_backend(found, pool, name)
         resp.set_header("Location", f"/v1/pools/{quote(pool, safe='')}/backends/{quote(name, safe='')}")
         _tell(resp, info, 201 if created else 200)
 
@@ -174,7 +171,7 @@ class Backend:
 
     def on_get(self, req: Request, resp: Response, pool: str, backend: str) -> None:
         """One backend."""
-        _tell(resp, _one(self._shared.pool(pool), pool, backend))
+        _tell(resp, self._shared.backend(pool, backend))
 
     on_head = on_get
 
@@ -191,7 +188,7 @@ class Backend:
                     share = found.report(pool, backend, change.report.checked())
                 except KeyError:
                     raise no_backend(backend, pool) from None
-            info = _backend(found, pool, backend)
+            info = one_backend(found, pool, backend)
         _tell(resp, msgspec.structs.replace(info, share=share))
 
     def on_delete(self, req: Request, resp: Response, pool: str, backend: str) -> None:
@@ -275,14 +272,3 @@ class Algorithm:
         with self._shared.pool_in(pool) as found:
             settings = found.change(pool, decider).settings
         _tell(resp, AlgorithmInfo(settings.algorithm, settings.canary, True))
-
-
-def _backend(found: Registry, pool: str, name: str) -> BackendInfo:
-    return _one(exact_pool(found.pool_status(pool)), pool, name)
-
-
-def _one(found: PoolInfo, pool: str, name: str) -> BackendInfo:
-    for backend in found.backends:
-        if backend.id == name:
-            return backend
-    raise no_backend(name, pool)

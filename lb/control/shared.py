@@ -11,12 +11,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lb.config_checks import did_you_mean
-from lb.control.answers import PoolInfo, exact_pool, known_pool
+from lb.control.answers import (
+    BackendInfo,
+    PoolInfo,
+    exact_backend,
+    exact_pool,
+    known_backend,
+    known_pool,
+)
 from lb.control.problems import Problem, away
 from lb.errors import StoreError, StoreUnavailable
 from lb.model import Snapshot
 from lb.service import Service
 from lb.settings import Settings
+from lb.state.pieces import pause
 from lb.state.registry import Registry
 from lb.state.store import connect, store_url
 from lb.state.survey import Survey, ask, known
@@ -59,7 +67,7 @@ class Shared:
         if self._in_use():
             try:
                 with self.registry() as found:
-                    return {name: exact_pool(found.pool_status(name)) for name in found.pools()}
+                    return {name: exact_pool(found.pool_status(name, pause)) for name in found.pools()}
             except StoreUnavailable:
                 pass
         return self._known()
@@ -69,16 +77,23 @@ class Shared:
         if self._in_use():
             try:
                 with self.pool_in(name) as found:
-                    return exact_pool(found.pool_status(name))
+                    return exact_pool(found.pool_status(name, pause))
             except StoreUnavailable:
                 pass
-        known = self._known()
-        if name not in known:
-            # Somebody else's pool may be there, in the store.
-            raise away(
-                StoreUnavailable("the shared state is away, and this balancer has no pool of that name")
-            )
-        return known[name]
+        return known_pool(self._snapshot(name))
+
+    def backend(self, pool: str, name: str) -> BackendInfo:
+        """One backend. Raises Problem."""
+        if self._in_use():
+            try:
+                with self.pool_in(pool) as found:
+                    return one_backend(found, pool, name)
+            except StoreUnavailable:
+                pass
+        known = self._snapshot(pool).backends.get(name)
+        if known is None:
+            raise no_backend(name, pool)
+        return known_backend(known)
 
     def survey(self, pause: Callable[[], None]) -> tuple[list[Survey], bool]:
         """All pools in short, and whether that is exact, as the shared state has it; with many a `pause`."""
@@ -97,11 +112,26 @@ class Shared:
     def _known(self) -> dict[str, PoolInfo]:
         return {one.pool: known_pool(one) for one in self._snapshots()}
 
+    def _snapshot(self, pool: str) -> Snapshot:
+        for one in self._snapshots():
+            if one.pool == pool:
+                return one
+        # Somebody else's pool may be there, in the store.
+        raise away(StoreUnavailable("the shared state is away, and this balancer has no pool of that name"))
+
     def _snapshots(self) -> list[Snapshot]:
         service = self._service()
         if service is None:
             raise away(StoreUnavailable("this worker is starting"))
         return [claims.snapshot for _, claims in sorted(service.fleet.claims.items())]
+
+
+def one_backend(found: Registry, pool: str, name: str) -> BackendInfo:
+    """A backend as the store has it. Raises Problem, besides what the store does."""
+    status = found.backend_status(pool, name)
+    if status is None:
+        raise no_backend(name, pool)
+    return exact_backend(status)
 
 
 def no_pool(pool: str, names: set[str]) -> Problem:

@@ -19,6 +19,7 @@ from lb.state import decide
 from lb.state.changes import encode
 from lb.state.decide import Change
 from lb.state.keys import HEALTH_LEASE, MAX_ZONES, POOLS, PoolKeys, check_zone
+from lb.state.pieces import in_pieces
 from lb.state.scripts import Put, Scripts
 
 TRIES = 50
@@ -122,41 +123,34 @@ class Registry:
         """Each backend of `pool` with its counts, by name, all as of one instant."""
         return list(self.pool_status(pool).backends)
 
-    def pool_status(self, pool: str) -> PoolStatus:
-        """`pool` with the counts of its backends, all as of one instant."""
+    def pool_status(self, pool: str, pause: Callable[[], None] | None = None) -> PoolStatus:
+        """`pool` with the counts of its backends, all as of one instant; taken apart with many a `pause`."""
         keys = PoolKeys(pool)
         with self.client.pipeline(transaction=True) as pipe:
             pipe.hgetall(keys.state)
             pipe.hgetall(keys.members)
             pipe.hgetall(keys.trial)
             state, members, trial = pipe.execute()
-        snapshot = _snapshot(pool, state.get(b"_v"), state.get(b"_settings"), members)
-        found = []
-        for name, backend in sorted(snapshot.backends.items()):
-            in_flight, requests = counts(state.get(name.encode()))
-            found.append(
-                BackendStatus(
-                    id=name,
-                    url=backend.url,
-                    weight=backend.weight,
-                    state=backend.state,
-                    in_flight=in_flight,
-                    requests=requests,
-                    max_connections=backend.max_connections,
-                    source=backend.source,
-                    admin=backend.admin,
-                    health=backend.health,
-                    backup=backend.backup,
-                    zone=backend.zone,
-                    ejected_until=backend.breaker.until,
-                    ejections=backend.breaker.times,
-                    ejection_reason=backend.breaker.reason,
-                )
-            )
+        snapshot = _snapshot(pool, state.get(b"_v"), state.get(b"_settings"), members, pause)
+        found = [
+            _status(backend, state.get(name.encode()))
+            for name, backend in in_pieces(sorted(snapshot.backends.items()), pause)
+        ]
         settings = snapshot.settings
         trials, mode = _trials(settings, trial), eligible(snapshot).mode
         queued = int(state.get(b"_w", 0))
         return PoolStatus(pool, snapshot.version, settings, tuple(found), trials, mode, queued)
+
+    def backend_status(self, pool: str, name: str) -> BackendStatus | None:
+        """One backend of `pool` with its counts, however many there are; None if there is none."""
+        keys = PoolKeys(pool)
+        with self.client.pipeline(transaction=True) as pipe:
+            pipe.hget(keys.state, name)
+            pipe.hget(keys.members, name)
+            record, member = pipe.execute()
+        if member is None:
+            return None
+        return _status(_snapshot(pool, None, None, {name.encode(): member}).backends[name], record)
 
     def failing(self, pool: str, names: Sequence[str], within: float) -> set[str]:
         """Of `names` those whose last request failed, at most about `within` seconds ago."""
@@ -360,15 +354,40 @@ def canary_order(settings: PoolSettings) -> str:
     return algorithm(settings.canary.algorithm).order_for(settings) if settings.canary else "-"
 
 
+def _status(backend: Backend, record: bytes | None) -> BackendStatus:
+    in_flight, requests = counts(record)
+    return BackendStatus(
+        id=backend.id,
+        url=backend.url,
+        weight=backend.weight,
+        state=backend.state,
+        in_flight=in_flight,
+        requests=requests,
+        max_connections=backend.max_connections,
+        source=backend.source,
+        admin=backend.admin,
+        health=backend.health,
+        backup=backend.backup,
+        zone=backend.zone,
+        ejected_until=backend.breaker.until,
+        ejections=backend.breaker.times,
+        ejection_reason=backend.breaker.reason,
+    )
+
+
 def _snapshot(
-    pool: str, version: bytes | None, settings: bytes | None, members: Mapping[bytes, bytes]
+    pool: str,
+    version: bytes | None,
+    settings: bytes | None,
+    members: Mapping[bytes, bytes],
+    pause: Callable[[], None] | None = None,
 ) -> Snapshot:
     try:
         return Snapshot(
             pool,
             int(version or 0),
             settings_in(settings),
-            {name.decode(): backend_in(record) for name, record in members.items()},
+            {name.decode(): backend_in(record) for name, record in in_pieces(members.items(), pause)},
         )
     except (msgspec.DecodeError, ValueError) as exc:
         raise StoreError(f"pool {pool} in the store cannot be read: {exc}") from exc

@@ -1,25 +1,20 @@
 """All pools at a glance: what the metrics tell of each backend, made in pieces, for a pool may be large.
 
-The store is asked once for each pool, so its counts are as of one instant. Taking apart ten thousand backends
-takes a worker a while; every `PIECE` of them it may see to its requests.
+The store is asked once for each pool, so its counts are as of one instant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import msgspec
 
 from lb.errors import StoreError
 from lb.model import Backend, Snapshot, State
 from lb.state.keys import PoolKeys
+from lb.state.pieces import in_pieces
 from lb.state.registry import Registry, backend_in, counts, settings_in
-
-PIECE = 500
-"""Backends that are taken apart, or samples that are written, between two pauses."""
-
-T = TypeVar("T")
 
 
 class Row(NamedTuple):
@@ -41,14 +36,6 @@ class Survey(NamedTuple):
     algorithm: str
     queued: int | None
     rows: list[Row]
-
-
-def in_pieces(items: Iterable[T], pause: Callable[[], None]) -> Iterator[T]:
-    """The same items, with a pause after every `PIECE` of them."""
-    for number, item in enumerate(items, 1):
-        yield item
-        if not number % PIECE:
-            pause()
 
 
 def ask(registry: Registry, pause: Callable[[], None]) -> list[Survey]:

@@ -19,6 +19,7 @@ from lb.settings import BackendSpec, PoolConfig
 from lb.state import changes, decide
 from lb.state.decide import Change
 from lb.state.keys import HEALTH_LEASE, POOLS, PoolKeys
+from lb.state.pieces import PIECE
 from lb.state.registry import TRIES, BackendStatus, Registry, Trial
 from tests.state.pool import Pool
 from tests.state.servers import Server
@@ -167,6 +168,28 @@ def test_status_has_the_counts_of_the_whole_fleet(registry: Registry, pool: Pool
     ]
     status = registry.pool_status("p")
     assert (status.pool, status.version, status.settings.algorithm) == ("p", 1, "round-robin")
+
+
+def test_one_backend_is_told_without_reading_the_others(registry: Registry) -> None:
+    registry.change("p", lambda _: Change(put=(A, B)))
+    assert [registry.backend_status("p", name) for name in "ab"] == registry.status("p")
+    registry.client.hset(PoolKeys("p").members, "a", b"nonsense")
+    known = registry.backend_status("p", "b")
+    assert known is not None
+    assert known.id == "b"
+    assert registry.backend_status("p", "c") is None
+    assert registry.backend_status("q", "a") is None
+    with pytest.raises(StoreError, match="pool p in the store cannot be read"):
+        registry.backend_status("p", "a")
+
+
+def test_a_large_pool_is_told_of_with_pauses(registry: Registry) -> None:
+    many = tuple(Backend(f"b{n:05}", f"http://b:{n + 1}") for n in range(2 * PIECE))
+    registry.change("p", lambda _: Change(put=many))
+    pauses: list[None] = []
+    status = registry.pool_status("p", lambda: pauses.append(None))
+    assert [one.id for one in status.backends] == [one.id for one in many]
+    assert len(pauses) == 4  # twice while it is read, and twice while it is told
 
 
 def test_records_of_a_newer_release_are_read_as_far_as_they_are_known(registry: Registry) -> None:

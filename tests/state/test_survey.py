@@ -11,8 +11,9 @@ from lb.errors import StoreError
 from lb.model import Backend, Breaker, OutlierPolicy, PoolSettings, Snapshot
 from lb.state.decide import Change
 from lb.state.keys import PoolKeys
+from lb.state.pieces import PIECE
 from lb.state.registry import Registry
-from lb.state.survey import PIECE, Row, Survey, ask, in_pieces, known
+from lb.state.survey import Row, Survey, ask, known
 
 A = Backend("a", "http://a:80", breaker=Breaker(open=True, until=5.0, times=2, reason="why"))
 B = Backend("b", "http://b:80", weight=3, max_connections=2, admin="drain")
@@ -27,12 +28,6 @@ class Pauses:
 
     def __call__(self) -> None:
         self.count += 1
-
-
-def test_there_is_a_pause_after_each_piece() -> None:
-    pauses, count = Pauses(), 3 * PIECE + 1
-    assert list(in_pieces(range(count), pauses)) == list(range(count))
-    assert pauses.count == 3
 
 
 def test_what_the_store_has(registry: Registry, client: redis.Redis) -> None:
