@@ -2,11 +2,12 @@
 --
 -- KEYS  1 state   2 order   3 the worker's lease   4 a canary's order   5 queue
 --       then of each zone its order and that for a canary
--- ARGV  1 epoch of the lease; now and then all that the worker will hold after the releases besides (see held.lua)   2 number of claims m   3 number of releases k   4 "c" if the claims are a canary's,
---       who has an algorithm of its own for a share of them, else ""; where there are zones, or tickets, then with tabs
---       before each: from whose order they are served (a zone, or "": that of the whole pool), and all zones, joined
---       by "\n"; where all claims have tickets of the queue, then the worker, the size of the queue, how old a ticket may get
---       (microseconds), and the numbers of the tickets with spaces between; a "-" before a number: who had it waits no more
+-- ARGV  1 epoch of the lease; now and then, after a tab, also all that the worker holds after the releases (see held.lua)
+--       2 number of claims m   3 number of releases k   4 "c" if the claims are a canary's, who has an algorithm of its
+--       own for a share of them, else ""; where there are zones, or tickets, then with tabs before each: from whose
+--       order they are served (a zone, or "": that of the whole pool), and all zones, joined by "\n"; where all claims
+--       have tickets of the queue, then the worker, the size of the queue, how old a ticket may get (microseconds), and
+--       the numbers of the tickets with spaces between; a "-" before a number: who had it waits no more
 --       then k pairs: backend id, connections given back (a number), or that number, the mean and the longest time
 --       to their answers in seconds, with spaces between, where somebody wants to know them
 --       then, for each of the LAST claims that say more, rule \t candidates \t excluded: ids joined by "\n";
