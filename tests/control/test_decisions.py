@@ -23,7 +23,7 @@ def test_one_of_another_worker(ask: Asker, registry: Registry) -> None:
 
 
 def test_one_that_is_not_written_yet(ask: Asker, service: Service) -> None:
-    service.recorder.pending.append(decision("mine"))
+    service.recorder.pending.append(decision("mine", pool="web"))
     assert ask("/v1/decisions/mine").json["id"] == "mine"
 
 
@@ -60,5 +60,5 @@ def test_without_the_store(lone: Asker) -> None:
     assert lone("/v1/decisions").status == 503
     assert lone("/v1/decisions/x").status == 503
     assert lone.control.service is not None
-    lone.control.service.recorder.pending.append(decision("mine"))
+    lone.control.service.recorder.pending.append(decision("mine", pool="web"))
     assert lone("/v1/decisions/mine").status == 200
