@@ -173,7 +173,7 @@ class Metrics:
         service = self._service()
         if service is None:
             raise away(StoreUnavailable("this worker is starting"))
-        surveys, exact = self._shared.survey(pause)
+        surveys, exact = self._shared.survey()
         scrape = Scrape(surveys, exact, service.vitals.read())
         registry = CollectorRegistry()
         registry.register(scrape)

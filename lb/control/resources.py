@@ -253,8 +253,7 @@ class Algorithm:
 
     def on_get(self, req: Request, resp: Response, pool: str) -> None:
         """How a pool chooses."""
-        found = self._shared.pool(pool)
-        _tell(resp, AlgorithmInfo(found.algorithm, found.canary, found.exact))
+        _tell(resp, self._shared.algorithm(pool))
 
     on_head = on_get
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from lb.config_checks import did_you_mean
 from lb.control.answers import (
+    AlgorithmInfo,
     BackendInfo,
     PoolInfo,
     exact_backend,
@@ -28,6 +30,8 @@ from lb.state.pieces import pause
 from lb.state.registry import Registry
 from lb.state.store import connect, store_url
 from lb.state.survey import Survey, ask, known
+
+T = TypeVar("T")
 
 TIMEOUT = 0.5
 """Seconds for the store to answer one command."""
@@ -74,29 +78,37 @@ class Shared:
 
     def pool(self, name: str) -> PoolInfo:
         """One pool. Raises Problem."""
-        if self._in_use():
-            try:
-                with self.pool_in(name) as found:
-                    return exact_pool(found.pool_status(name, pause))
-            except StoreUnavailable:
-                pass
-        return known_pool(self._snapshot(name))
+        exact = self._exact(name, lambda found: exact_pool(found.pool_status(name, pause)))
+        return exact or known_pool(self._snapshot(name))
 
     def backend(self, pool: str, name: str) -> BackendInfo:
         """One backend. Raises Problem."""
-        if self._in_use():
-            try:
-                with self.pool_in(pool) as found:
-                    return one_backend(found, pool, name)
-            except StoreUnavailable:
-                pass
+        exact = self._exact(pool, lambda found: one_backend(found, pool, name))
+        if exact is not None:
+            return exact
         known = self._snapshot(pool).backends.get(name)
         if known is None:
             raise no_backend(name, pool)
         return known_backend(known)
 
-    def survey(self, pause: Callable[[], None]) -> tuple[list[Survey], bool]:
-        """All pools in short, and whether that is exact, as the shared state has it; with many a `pause`."""
+    def algorithm(self, pool: str) -> AlgorithmInfo:
+        """How a pool chooses. Raises Problem."""
+        exact = self._exact(pool, lambda found: found.load_settings(pool))
+        settings = exact or self._snapshot(pool).settings
+        return AlgorithmInfo(settings.algorithm, settings.canary, exact is not None)
+
+    def _exact(self, pool: str, ask: Callable[[Registry], T]) -> T | None:
+        """What the store says of `pool`; None while it is away. Raises Problem."""
+        if self._in_use():
+            try:
+                with self.pool_in(pool) as found:
+                    return ask(found)
+            except StoreUnavailable:
+                pass
+        return None
+
+    def survey(self) -> tuple[list[Survey], bool]:
+        """All pools in short, and whether that is exact, as the shared state has it."""
         if self._in_use():
             try:
                 with self.registry() as found:

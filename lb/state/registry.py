@@ -191,9 +191,9 @@ class Registry:
         return found
 
     def load_settings(self, pool: str) -> PoolSettings:
-        """What the fleet has agreed on for `pool`."""
+        """What the fleet has agreed on for `pool`, without reading its backends."""
         found = cast("bytes | None", self.client.hget(PoolKeys(pool).state, "_settings"))
-        return settings_in(found)
+        return _snapshot(pool, None, found, {}).settings
 
     def secret(self, pool: str, proposed: bytes) -> bytes:
         """What the fleet signs with in `pool`: `proposed`, unless there is something already."""

@@ -101,9 +101,8 @@ def test_each_goes_on_alone_and_then_together(system: System, wire: Wire) -> Non
             )
             at_a.more(200)
             eventually(lambda: b.view.workers() == 2, "the leases of those cut off to lapse", 20)
-            eventually(
-                lambda: b.view.in_flight("held") == 2, "what they held to be given back"
-            )  # pool by pool
+            # Each pool has a lease of its own.
+            eventually(lambda: b.view.in_flight("held") == 2, "what they held to be given back")
             eventually(lambda: says(b, "ready"), "the other one to have nothing to do with it")
             # Then the other one, too.
             wire.cut("b")

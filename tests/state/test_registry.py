@@ -207,6 +207,13 @@ def test_what_cannot_be_read_is_an_error_of_the_store(registry: Registry) -> Non
         registry.load("p")
 
 
+def test_settings_that_cannot_be_read_are_one_too(registry: Registry) -> None:
+    registry.change("p", decide.add(A))
+    registry.client.hset(PoolKeys("p").state, "_settings", b"nonsense")
+    with pytest.raises(StoreError, match="pool p in the store cannot be read"):
+        registry.load_settings("p")
+
+
 # comparing two algorithms
 
 
